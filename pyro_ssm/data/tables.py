@@ -184,13 +184,14 @@ def xarray_fields(
     import xarray as xr
 
     input_names: list[Hashable] = []
+    value_names: list[Hashable]
     if isinstance(data, xr.Dataset):
         if obs is not None:
             raise ValueError(
                 f"`obs` is {obs!r}, but in a Dataset each variable is one coordinate. Leave `obs` out, or give a DataArray."
             )
         input_names = [] if inputs is None else column_list("inputs", inputs, list(data.data_vars))
-        value_names: list[Hashable] = [name for name in data.data_vars if name not in input_names]
+        value_names = [name for name in data.data_vars if name not in input_names]
         if not value_names:
             raise ValueError("The data set has no variable to observe.")
         array, obs = data[value_names].to_dataarray(dim="__obs__"), "__obs__"
@@ -199,7 +200,8 @@ def xarray_fields(
             raise ValueError(
                 "`inputs` names variables of a Dataset, but a DataArray was given. Put both in one Dataset."
             )
-        array, value_names = data, [data.name if data.name is not None else "value"]
+        array = data
+        value_names = [data.name if data.name is not None else "value"]
     else:
         raise TypeError(f"`data` is a {type(data).__name__}, but an xarray Dataset or DataArray is wanted.")
 
