@@ -23,8 +23,8 @@ def data_folder() -> Path:
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"The benchmark data folder {folder} does not exist. Set the environment variable PYRO_SSM_DATA to the folder "
-            "that holds polyphonic_npz/, dmm_synthetic9/, ..."
+            f"The benchmark data folder {folder} does not exist. Set the environment variable PYRO_SSM_DATA to the "
+            "folder that holds polyphonic_npz/, dmm_synthetic9/, ..."
         )
     return folder
 
@@ -51,7 +51,7 @@ def polyphonic(name: str, split: str) -> TimeSeries:
 
 
 def dmm_synthetic9(split: str) -> tuple[TimeSeries, torch.Tensor]:
-    """The linear series of Krishnan et al. (2017), Fig. 4, with their states, both `(series, time, 1)` in torch's default dtype.
+    """The linear series of Krishnan et al. (2017), Fig. 4, with their states, both `(series, time, 1)`.
 
     Args:
         split: train (5000 x 25), valid (500 x 25) or test (500 x 50).

@@ -30,8 +30,8 @@ def available() -> list[str]:
 def load(name: str, dtype: torch.dtype | None = None) -> TimeSeries:
     """Reads a bundled series.
 
-    One step lasts one unit of time: a week (co2), a month (elnino), a quarter (macrodata) or a year (nile, sunspots), so that times
-    are 0, 1, 2, ... The dates are in `coords["time"]`, the names of the variables in `coords["obs"]`.
+    One step lasts one unit of time: a week (co2), a month (elnino), a quarter (macrodata) or a year (nile, sunspots),
+    so that times are 0, 1, 2, ... The dates are in `coords["time"]`, the names of the variables in `coords["obs"]`.
 
     Args:
         name: one of `available()`.
@@ -47,8 +47,8 @@ def load(name: str, dtype: torch.dtype | None = None) -> TimeSeries:
         >>> from pyro_ssm.data import load
         >>> load("co2")
         TimeSeries(times=2284, obs=1, observed=97.4%)
-        >>> load("nile").coords["time"][0].astype("datetime64[Y]")
-        np.datetime64('1871')
+        >>> print(load("nile").coords["time"][0].astype("datetime64[Y]"))
+        1871
     """
     import pandas as pd
 

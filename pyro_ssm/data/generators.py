@@ -52,7 +52,8 @@ def linear_gaussian(
 ) -> tuple[TimeSeries, Tensor]:
     """Simulates a linear-Gaussian state-space model.
 
-    z_1 ~ N(m, P), z_t ~ N(A z_{t-1} + b, Q), y_t ~ N(H z_t + d, R). The default is a damped rotation seen in one coordinate.
+    z_1 ~ N(m, P), z_t ~ N(A z_{t-1} + b, Q), y_t ~ N(H z_t + d, R). The default is a damped rotation seen in one
+    coordinate.
 
     Args:
         num_series: number of independent series.
@@ -86,7 +87,8 @@ def linear_gaussian(
     A, L_Q, H, L_R, L_P, b, d, m = (
         torch.as_tensor(x, dtype=torch.get_default_dtype())
         for x in (
-            matrix, scale_tril, emission_matrix, emission_scale_tril, initial_scale_tril, offset, emission_offset, initial_loc,
+            matrix, scale_tril, emission_matrix, emission_scale_tril, initial_scale_tril,
+            offset, emission_offset, initial_loc,
         )
     )  # fmt: skip
 
@@ -147,8 +149,8 @@ def krishnan_nonlinear(
 ) -> tuple[TimeSeries, Tensor]:
     """Simulates the two-dimensional nonlinear model in which alpha and beta are to be recovered.
 
-    z_t ~ N([0.2 u + tanh(alpha v), 0.2 v + sin(beta u)], I) with (u, v) = z_{t-1}; x_t ~ N(0.5 z_t, 0.1 I); z_1 ~ N(0, 0.01 I).
-    The second numbers are variances.
+    z_t ~ N([0.2 u + tanh(alpha v), 0.2 v + sin(beta u)], I) with (u, v) = z_{t-1}; x_t ~ N(0.5 z_t, 0.1 I); z_1 ~ N(0,
+    0.01 I). The second numbers are variances.
 
     Args:
         num_series: number of independent series.
@@ -238,7 +240,7 @@ def _euler_maruyama(
     substeps: int,
     generator: Generator | None,
 ) -> Tensor:
-    """Path of dX = f(X) dt + noise dW at `num_times` times a `gap` apart, with `substeps` Euler-Maruyama steps in each gap."""
+    """Path of dX = f(X) dt + noise dW at `num_times` times a `gap` apart; `substeps` Euler-Maruyama steps per gap."""
     if substeps < 1:
         raise ValueError(f"`substeps` is {substeps}, but at least 1 is wanted.")
     dt = gap / substeps
@@ -271,9 +273,9 @@ def lorenz(
 ) -> tuple[TimeSeries, Tensor]:
     """Simulates the stochastic Lorenz attractor, seen with noise.
 
-    dX = [sigma (x2 - x1), x1 (rho - x3) - x2, x1 x2 - beta x3] dt + noise dW, X_0 ~ N(0, I), y ~ N(X, obs_noise^2 I); additive noise,
-    independent in the three coordinates; Euler-Maruyama with `substeps` steps per gap, in float64. With the default 41 times, 0.025 apart,
-    the series cover [0, 1].
+    dX = [sigma (x2 - x1), x1 (rho - x3) - x2, x1 x2 - beta x3] dt + noise dW, X_0 ~ N(0, I), y ~ N(X, obs_noise^2 I);
+    additive noise, independent in the three coordinates; Euler-Maruyama with `substeps` steps per gap, in float64. With
+    the default 41 times, 0.025 apart, the series cover [0, 1].
 
     Args:
         num_series: number of independent series.
@@ -323,9 +325,9 @@ def lotka_volterra(
 ) -> tuple[TimeSeries, Tensor]:
     """Simulates prey and predator with a little noise, seen with noise.
 
-    dX = [x (alpha - beta y), y (delta x - gamma)] dt + noise dW, X_0 = start, y ~ N(X, obs_noise^2 I); (alpha, beta, delta, gamma) =
-    `parameters`; Euler-Maruyama with `substeps` steps per gap, in float64. The default covers [0, 65] at ten observations per
-    unit of time (train on t <= 50, predict the rest).
+    dX = [x (alpha - beta y), y (delta x - gamma)] dt + noise dW, X_0 = start, y ~ N(X, obs_noise^2 I); (alpha, beta,
+    delta, gamma) = `parameters`; Euler-Maruyama with `substeps` steps per gap, in float64. The default covers [0, 65]
+    at ten observations per unit of time (train on t <= 50, predict the rest).
 
     Args:
         num_series: number of independent series.
@@ -342,7 +344,8 @@ def lotka_volterra(
         The series and the states, both `(num_series, num_times, 2)`.
 
     Reference:
-        Course, Nair (2023), Amortized Reparametrization: Efficient and Scalable Variational Inference for Latent SDEs, NeurIPS.
+        Course, Nair (2023), Amortized Reparametrization: Efficient and Scalable Variational Inference for Latent SDEs,
+        NeurIPS.
 
     Example:
         >>> from pyro_ssm.data import lotka_volterra
