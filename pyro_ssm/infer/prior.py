@@ -63,7 +63,7 @@ def sample_prior(model: PyroModule, num_samples: int | None = None) -> dict[str,
 
 
 def _draw(model: PyroModule) -> dict[str, Tensor]:
-    with poutine.block(), poutine.trace() as traced, local_parameters(model), model._pyro_context:
+    with poutine.block(), poutine.trace() as traced, local_parameters(), model._pyro_context:
         bind(model)
         names = {name: model._pyro_get_fullname(name) for name in random_parameters(model)}
     nodes: dict[str, Any] = traced.trace.nodes
