@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
@@ -243,9 +244,11 @@ def _refuse_latent_sites(model: Callable[..., Any], batch: Any) -> None:
     """Without a guide, latent sites would be drawn from the prior at each step: another objective, without a word."""
     with torch.no_grad(), poutine.block():
         trace = poutine.trace(model).get_trace(batch)
-    if trace.stochastic_nodes:
+    sites = prune_subsample_sites(trace).nodes.items()
+    latent = [name for name, site in sites if site["type"] == "sample" and not site["is_observed"]]
+    if latent:
         raise ValueError(
-            f"guide=None is for models without latent sites, but the model draws {trace.stochastic_nodes}. "
+            f"guide=None is for models without latent sites, but the model draws {latent}. "
             "Give a guide, or integrate the states out with infer.Marginal(model, filter=...)"
         )
 

@@ -87,7 +87,7 @@ class AbstractGradient(ABC):
         owned = {id(p) for p in self.parameters.values()}
         for name, site in capture.trace.nodes.items():  # pyro.param statements of plain functions
             value: Any = site["value"]
-            leaf = value if value.is_leaf else value.unconstrained()
+            leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
             if id(leaf) not in owned:
                 self.parameters[name] = leaf
         self.parameters = {name: p for name, p in self.parameters.items() if p.requires_grad}
