@@ -36,8 +36,7 @@ def as_tensor(name: str, x: Any, way_out: str = "Convert it to numbers first.") 
         raise TypeError(f"`{name}` has dtype {array.dtype}, but real numbers are wanted. {way_out}")
     if array.dtype == np.longdouble and array.dtype != np.float64:
         array = array.astype(np.float64)
-    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
     return tensor.to(torch.get_default_dtype()) if plain and tensor.is_floating_point() else tensor
 
 

@@ -92,6 +92,6 @@ def position_of(data: Record, i: Any, number: int) -> tuple[int, ...]:
             )
         position = (found[0],)
     batch = data.batch_shape
-    if len(position) != len(batch) or any(not 0 <= p < n for p, n in zip(position, batch)):
+    if len(position) != len(batch) or any(not 0 <= p < n for p, n in zip(position, batch, strict=True)):
         raise ValueError(f"`i` is {i!r}, but a position in the batch shape {tuple(batch)} is wanted.")
     return position
