@@ -70,6 +70,7 @@ def sequence_fields(values: Any, times: Any, inputs: Any) -> dict[str, Any]:
 
 
 def column_list(name: str, columns: Any, available: Sequence[Any]) -> list[Any]:
+    """One column or several as a list, all of them known."""
     if isinstance(columns, Hashable) and not isinstance(columns, tuple):
         columns = [columns]
     missing = [c for c in columns if c not in available]
