@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pyro_ssm
 from pyro_ssm import __main__ as command_line
 from pyro_ssm._version import __version__
 from pyro_ssm.ops.info import info
@@ -67,6 +68,7 @@ def test_tested_torch_is_pinned_in_one_place():
 
 
 def test_version_stands_everywhere():
+    assert pyro_ssm.__version__ == __version__
     assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert __version__ in (ROOT / "CHANGELOG.md").read_text()
 
