@@ -53,13 +53,28 @@ def _pyro_parameters(module: PyroModule) -> dict[str, Any]:
     return own
 
 
-def _pyro_modules(root: PyroModule, prefix: str = "") -> dict[str, PyroModule]:
-    """All PyroModules below (and with) ``root`` by their dotted path; a plain ``nn.Module`` ends the walk."""
-    found = {prefix: root}
-    for name, child in root._modules.items():
-        if isinstance(child, PyroModule):
-            found.update(_pyro_modules(child, f"{prefix}.{name}" if prefix else name))
+def _pyro_modules(root: PyroModule) -> dict[str, PyroModule]:
+    """All PyroModules below (and with) ``root`` by their path; a plain ``nn.Module`` ends the walk.
+
+    A module that two components share stands here once, under the name that Pyro gave it.
+    """
+    found: dict[str, PyroModule] = {}
+
+    def walk(module: PyroModule, path: str) -> None:
+        found[_path(root, module, path)] = module
+        for name, child in module._modules.items():
+            if isinstance(child, PyroModule):
+                walk(child, f"{path}.{name}" if path else name)
+
+    walk(root, "")
     return found
+
+
+def _path(root: PyroModule, module: PyroModule, path: str) -> str:
+    """The dotted name of ``module`` relative to ``root``: Pyro's, where it has given one."""
+    prefix = f"{root._pyro_name}." if root._pyro_name else ""
+    name = module._pyro_name
+    return name.removeprefix(prefix) if module is not root and name and name.startswith(prefix) else path
 
 
 def parameter_names(root: PyroModule) -> list[str]:
@@ -122,6 +137,13 @@ class _Reader:
 
     def __init__(self, root: PyroModule, values: Mapping[str, Tensor], tracing: bool) -> None:
         self.root, self.values, self.tracing = root, values, tracing
+        self.lead = torch.Size()  # (*draws, *plates), over all parameters
+        self.copies: dict[PyroModule, PyroModule] = {}
+
+    def _shaped(self, name: str, value: Tensor, own: int, declared: int) -> Tensor:
+        shaped = _with_time_axis(name, value, own, declared)
+        self.lead = torch.broadcast_shapes(self.lead, shaped.shape[: -1 - declared])
+        return shaped
 
     def value(self, path: str, module: PyroModule, name: str) -> Any:
         dotted = f"{path}.{name}" if path else name
@@ -133,7 +155,7 @@ class _Reader:
         if dotted in self.values:
             given = torch.as_tensor(self.values[dotted], dtype=value.dtype, device=value.device)
             declared = max(value.dim(), 1) if declared is None else declared
-            return _with_time_axis(dotted, given, min(given.dim(), declared), declared)
+            return self._shaped(dotted, given, min(given.dim(), declared), declared)
         return value
 
     def _random(self, dotted: str, module: PyroModule, name: str, prior: Any, declared: int | None) -> Tensor:
@@ -156,10 +178,13 @@ class _Reader:
                 )
         else:
             value = getattr(module, name)
-        return _with_time_axis(dotted, value, own, max(own, 1) if declared is None else declared)
+        return self._shaped(dotted, value, own, max(own, 1) if declared is None else declared)
 
     def copy(self, path: str, module: PyroModule) -> PyroModule:
         """A bound copy of ``module``: shared parameters and plain children, drawn values as ordinary attributes."""
+        if module in self.copies:
+            return self.copies[module]
+        path = _path(self.root, module, path)
         cls = _bound_class(type(module))
         bound = cls.__new__(cls)
         state = dict(module.__dict__)
@@ -178,6 +203,7 @@ class _Reader:
         for table in ("_pyro_params", "_pyro_samples"):
             state.pop(table, None)
         bound.__dict__.update(state)
+        self.copies[module] = bound
         return bound
 
 
@@ -186,7 +212,8 @@ def bind(root: PyroModule, values: Mapping[str, Any] | None = None) -> Any:
 
     While a trace runs, random parameters (``PyroSample``) become Pyro sites, each exactly once. Values that are given
     take the place of a draw (or of a learnable parameter) and make no site. The copy shares every ``nn.Parameter``, so
-    gradients flow; there is no handler traffic in loops over it, and ``torch.compile(fullgraph=True)`` works.
+    gradients flow; there is no handler traffic in loops over it, and ``torch.compile(fullgraph=True)`` works. Its
+    attribute ``parameter_shape`` is the ``(*draws, *plates)`` shape of all drawn values together.
 
     Args:
         root: the model or component.
@@ -222,7 +249,10 @@ def bind(root: PyroModule, values: Mapping[str, Any] | None = None) -> Any:
             given = {root._pyro_get_fullname(name): torch.as_tensor(value) for name, value in values.items()}
             stack.enter_context(pyro.poutine.block(hide=list(given)))
             stack.enter_context(pyro.poutine.condition(data=given))
-        return _Reader(root, values, tracing).copy("", root)
+        reader = _Reader(root, values, tracing)
+        bound = reader.copy("", root)
+    bound.__dict__["parameter_shape"] = reader.lead
+    return bound
 
 
 def _has_dependent_priors(root: PyroModule) -> bool:
