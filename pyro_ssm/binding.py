@@ -122,6 +122,12 @@ class _Reader:
 
     def __init__(self, root: PyroModule, values: Mapping[str, Tensor], tracing: bool) -> None:
         self.root, self.values, self.tracing = root, values, tracing
+        self.lead = torch.Size()  # (*draws, *plates), over all parameters
+
+    def _shaped(self, name: str, value: Tensor, own: int, declared: int) -> Tensor:
+        shaped = _with_time_axis(name, value, own, declared)
+        self.lead = torch.broadcast_shapes(self.lead, shaped.shape[: -1 - declared])
+        return shaped
 
     def value(self, path: str, module: PyroModule, name: str) -> Any:
         dotted = f"{path}.{name}" if path else name
@@ -133,7 +139,7 @@ class _Reader:
         if dotted in self.values:
             given = torch.as_tensor(self.values[dotted], dtype=value.dtype, device=value.device)
             declared = max(value.dim(), 1) if declared is None else declared
-            return _with_time_axis(dotted, given, min(given.dim(), declared), declared)
+            return self._shaped(dotted, given, min(given.dim(), declared), declared)
         return value
 
     def _random(self, dotted: str, module: PyroModule, name: str, prior: Any, declared: int | None) -> Tensor:
@@ -156,7 +162,7 @@ class _Reader:
                 )
         else:
             value = getattr(module, name)
-        return _with_time_axis(dotted, value, own, max(own, 1) if declared is None else declared)
+        return self._shaped(dotted, value, own, max(own, 1) if declared is None else declared)
 
     def copy(self, path: str, module: PyroModule) -> PyroModule:
         """A bound copy of ``module``: shared parameters and plain children, drawn values as ordinary attributes."""
@@ -186,7 +192,8 @@ def bind(root: PyroModule, values: Mapping[str, Any] | None = None) -> Any:
 
     While a trace runs, random parameters (``PyroSample``) become Pyro sites, each exactly once. Values that are given
     take the place of a draw (or of a learnable parameter) and make no site. The copy shares every ``nn.Parameter``, so
-    gradients flow; there is no handler traffic in loops over it, and ``torch.compile(fullgraph=True)`` works.
+    gradients flow; there is no handler traffic in loops over it, and ``torch.compile(fullgraph=True)`` works. Its
+    attribute ``parameter_shape`` is the ``(*draws, *plates)`` shape of all drawn values together.
 
     Args:
         root: the model or component.
@@ -222,7 +229,10 @@ def bind(root: PyroModule, values: Mapping[str, Any] | None = None) -> Any:
             given = {root._pyro_get_fullname(name): torch.as_tensor(value) for name, value in values.items()}
             stack.enter_context(pyro.poutine.block(hide=list(given)))
             stack.enter_context(pyro.poutine.condition(data=given))
-        return _Reader(root, values, tracing).copy("", root)
+        reader = _Reader(root, values, tracing)
+        bound = reader.copy("", root)
+    bound.__dict__["parameter_shape"] = reader.lead
+    return bound
 
 
 def _has_dependent_priors(root: PyroModule) -> bool:

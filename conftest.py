@@ -1,0 +1,35 @@
+"""What holds for every test and every doctest."""
+
+import pyro
+import pytest
+import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--jaxtyping", action="store_true", help="check every type annotation of pyro_ssm at run time")
+
+
+def pytest_configure(config):
+    if config.getoption("--jaxtyping"):
+        from jaxtyping import install_import_hook
+
+        install_import_hook("pyro_ssm", "beartype.beartype")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    skip = pytest.mark.skip(reason="slow: run with --slow")
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def fresh_pyro():
+    """No test sees the parameters or the random state that another left behind."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    yield
+    pyro.clear_param_store()

@@ -1,0 +1,50 @@
+"""Mini-batches through `torch.utils.data`: the sampler picks positions, the data set cuts them out in one indexing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Generator
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Batchable(Protocol):
+    def minibatch(self, index: list[int]) -> Self: ...
+
+    def __len__(self) -> int: ...
+
+
+class SeriesDataset(Dataset):
+    """A data set whose item is a whole mini-batch: no series is copied twice and nothing is collated."""
+
+    def __init__(self, data: Batchable) -> None:
+        self.data = data
+
+    def __getitem__(self, index: list[int]) -> Batchable:
+        return self.data.minibatch(index)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def make_loader(
+    data: Batchable, batch_size: int, shuffle: bool, generator: Generator | None, drop_last: bool
+) -> DataLoader:
+    dataset = SeriesDataset(data)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size!r}, but an integer of at least 1 is wanted.")
+    if drop_last and batch_size > len(dataset):
+        raise ValueError(
+            f"`batch_size` is {batch_size} with drop_last, but there are {len(dataset)} series: no batch would be left."
+        )
+    order: Sampler = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
+    batches = BatchSampler(order, batch_size, drop_last)
+    # batch_size=None: the sampler's list of positions goes to `__getitem__` as it is
+    return DataLoader(dataset, batch_size=None, sampler=batches, collate_fn=_as_is, generator=generator)

@@ -1,0 +1,8 @@
+"""Laws over whole paths and records; masked observations."""
+
+from pyro_ssm.distributions.history import History
+from pyro_ssm.distributions.markov_path import MarkovPath
+from pyro_ssm.distributions.masked import MaskedLaw, masked
+from pyro_ssm.distributions.observations import Observations
+
+__all__ = ["History", "MarkovPath", "MaskedLaw", "Observations", "masked"]

@@ -1,0 +1,137 @@
+"""The laws that a bound model gives to one data set: pure functions, no Pyro."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyro_ssm.components import gaps
+from pyro_ssm.data import TimeSeries
+from pyro_ssm.distributions import History, MarkovPath, Observations, masked
+
+if TYPE_CHECKING:
+    from pyro_ssm.models.state_space import StateSpaceModel
+
+__all__ = ["batch_shape", "emission_law", "history", "observation_law", "path_law"]
+
+
+def batch_shape(model: StateSpaceModel, data: TimeSeries) -> torch.Size:
+    """``(*draws, *plates)`` of the bound parameters, broadcast with the batch of the data.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.laws import batch_shape
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> batch_shape(model.bind(), ssm.TimeSeries(torch.arange(4.0), torch.zeros(3, 4, 1)))
+    torch.Size([3])
+    """
+    return torch.broadcast_shapes(model.parameter_shape, data.batch_shape)
+
+
+def _at_observations(data: TimeSeries, tensor: Tensor | None, dim: int) -> Tensor | None:
+    if tensor is None or data.observed_index is None:
+        return tensor
+    return tensor.index_select(dim, data.observed_index)
+
+
+def _like(model: StateSpaceModel) -> Tensor:
+    return next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+
+def history(model: StateSpaceModel, data: TimeSeries) -> History | None:
+    """The run of the model's memory along ``data``; None for a model without memory.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.laws import history
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> history(model.bind(), ssm.TimeSeries(torch.arange(4.0), torch.zeros(3, 4, 1))) is None
+    True
+    """
+    if model.memory is None:
+        return None
+    times = _at_observations(data, data.times, -1)
+    inputs = _at_observations(data, data.inputs, -2)
+
+    def emission(state: Tensor, j: int, summary: Tensor) -> Any:
+        now = slice(j, j + 1)
+        held = None if inputs is None else inputs[..., now, :]
+        return model.emission(state, times[..., now], held, memory=summary)
+
+    return History(
+        model.memory,
+        gaps(times, _like(model)),
+        inputs,
+        data.values,
+        _observation_mask(model, data),
+        emission,
+        data.observed_index,
+    )
+
+
+def path_law(model: StateSpaceModel, data: TimeSeries, run: History | None = None) -> MarkovPath:
+    """The law of the path ``z`` of a bound model at ``data.times``.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.laws import path_law
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> path_law(model.bind(), ssm.TimeSeries(torch.arange(4.0), torch.zeros(3, 4, 1))).sample().shape
+    torch.Size([3, 4, 2])
+    """
+    return MarkovPath(
+        model.initial,
+        model.transition,
+        data.times,
+        data.inputs,
+        run,
+        step_mask=None if data.lengths is None else data.step_mask,
+        batch_shape=batch_shape(model, data),
+    )
+
+
+def emission_law(model: StateSpaceModel, data: TimeSeries, states: Tensor, run: History | None = None) -> Any:
+    """The unmasked law of all observations given a path, batch ``(..., time)``, event ``(obs,)``.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.laws import emission_law
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> data = ssm.TimeSeries(torch.arange(4.0), torch.zeros(3, 4, 1))
+    >>> emission_law(model.bind(), data, torch.zeros(3, 4, 2)).mean.shape
+    torch.Size([3, 4, 1])
+    """
+    after = None if run is None else run.summaries(states)[1]
+    at = _at_observations(data, states, -2)
+    times, inputs = _at_observations(data, data.times, -1), _at_observations(data, data.inputs, -2)
+    return model.emission(at, times, inputs, memory=after)
+
+
+def observation_law(model: StateSpaceModel, data: TimeSeries, states: Tensor, run: History | None = None) -> Observations:
+    """The law of the record ``y`` given a path; what is missing or padded adds exactly 0.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.laws import observation_law
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> data = ssm.TimeSeries(torch.arange(4.0), torch.zeros(3, 4, 1))
+    >>> observation_law(model.bind(), data, torch.zeros(3, 4, 2)).event_shape
+    torch.Size([4, 1])
+    """
+    mask = _observation_mask(model, data)
+
+    def law() -> Any:
+        return masked(emission_law(model, data, states, run), mask)
+
+    if run is None or not run.memory.sees_observations:
+        return Observations(law())
+    shape = (torch.broadcast_shapes(states.shape[:-2], batch_shape(model, data)), mask.shape[-2:])
+    return Observations(law, states, run, shape)
+
+
+def _observation_mask(model: StateSpaceModel, data: TimeSeries) -> Tensor:
+    if data.mask is not None:
+        return data.mask
+    return data.observed_step_mask.unsqueeze(-1).expand(data.observed_step_mask.shape + (model.emission.obs_dim,))
