@@ -1,0 +1,148 @@
+"""What a guide reads from data: features at observation times, a recurrent network, and the way to the latent grid."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_ssm.binding import random_parameters
+from pyro_ssm.blocks import Linear, RecurrentEncoder
+from pyro_ssm.components import gaps
+from pyro_ssm.data import TimeSeries
+from pyro_ssm.models import StateSpaceModel
+
+__all__ = ["Context", "DataEncoder"]
+
+
+class Context(NamedTuple):
+    """What ``step`` needs to know of the data: one feature vector for each latent step.
+
+    ``features`` is ``(..., time, hidden)``.
+
+    >>> from pyro_ssm.guides.encoder import Context
+    >>> Context._fields
+    ('features',)
+    """
+
+    features: Tensor
+
+
+class DataEncoder(PyroModule):
+    """Masked, ragged-safe recurrent encoder of a :class:`~pyro_ssm.data.TimeSeries`.
+
+    .. math:: e_k = \\tfrac1n \\left( \\overrightarrow{h}_{j \\le k} + \\overleftarrow{h}_{j \\ge k} + W \\theta \\right)
+
+    It sees values (0 where missing), the mask, :math:`\\log(1 + \\Delta)` of the gap before each time, and inputs; it runs
+    over observation times only. On a refined grid an unobserved step sees the last (past) and the next (future)
+    observation's features and how far away they are. Values of random parameters enter linearly, so that
+    :math:`q(z \\mid y, \\theta)` is amortised over them.
+
+    Args:
+        model: gives the dimensions of observations and which parameters are random.
+        hidden_dim: features of the recurrent network, and of the result.
+        direction: ``"past"``, ``"future"`` or ``"both"``.
+        input_dim: columns of ``data.inputs`` (0 for none).
+        cell: ``"gru"``, ``"lstm"`` or ``"rnn"``.
+        num_layers: of the recurrent network.
+        dropout: between its layers.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.guides.encoder import DataEncoder
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> data = ssm.TimeSeries(torch.arange(4.0), torch.zeros(3, 4, 1))
+    >>> DataEncoder(model, 8, "both")(data, model.bind()).features.shape
+    torch.Size([3, 4, 8])
+    """
+
+    def __init__(
+        self,
+        model: StateSpaceModel,
+        hidden_dim: int,
+        direction: str,
+        input_dim: int = 0,
+        cell: str = "gru",
+        num_layers: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.input_dim = input_dim
+        obs_dim = model.emission.obs_dim
+        self.recurrent = RecurrentEncoder(
+            2 * obs_dim + 1 + input_dim, hidden_dim, direction, cell=cell, num_layers=num_layers, dropout=dropout
+        )
+        self.distance = Linear(2, hidden_dim, bias=False)
+        self.parameter_events = _parameter_events(model)
+        numel = sum(event.numel() for event in self.parameter_events.values())
+        if numel:
+            self.parameter_map = Linear(numel, hidden_dim, bias=False)
+
+    def forward(self, data: TimeSeries, model: StateSpaceModel) -> Context:
+        """The features of each latent step; ``model`` is bound."""
+        values = data.values
+        if values is None or data.mask is None:
+            raise ValueError("an encoder needs observations: `data.values` is None")
+        times = data.observed_times
+        features = [values, data.mask.to(values.dtype), gaps(times, values).log1p().expand(values.shape[:-1] + (1,))]
+        if self.input_dim:
+            features.append(self._inputs(data).to(values.dtype))
+        past, future = self.recurrent(torch.cat(features, -1), data.observed_step_mask)
+        terms = []
+        if past is not None:
+            terms.append(past if data.observed_index is None else self._from_past(past, data))
+        if future is not None:
+            terms.append(future if data.observed_index is None else self._from_future(future, data))
+        total = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+        if self.parameter_events:
+            drawn = [_drawn(model, name, event) for name, event in self.parameter_events.items()]
+            shape = torch.broadcast_shapes(*(value.shape[:-1] for value in drawn))
+            theta = torch.cat([value.expand(shape + value.shape[-1:]) for value in drawn], -1)
+            total = total + self.parameter_map(theta.to(total.dtype))
+        return Context(total / len(terms))
+
+    def _inputs(self, data: TimeSeries) -> Tensor:
+        if data.inputs is None or data.inputs.shape[-1] != self.input_dim:
+            got = "None" if data.inputs is None else f"{data.inputs.shape[-1]} columns"
+            raise ValueError(f"the guide was built with input_dim={self.input_dim}, `data.inputs` has {got}")
+        at = data.inputs if data.observed_index is None else data.inputs.index_select(-2, data.observed_index)
+        return at.expand(data.observed_step_mask.shape + at.shape[-1:])
+
+    def _from_past(self, past: Tensor, data: TimeSeries) -> Tensor:
+        """For each latent step, the features of the last observation at or before it, and the time since."""
+        steps = torch.arange(data.num_times, device=past.device)
+        at = torch.searchsorted(data.observed_index, steps, right=True) - 1
+        since = data.times - data.observed_times.index_select(-1, at)
+        return past.index_select(-2, at) + self._away(since, past, 0)
+
+    def _from_future(self, future: Tensor, data: TimeSeries) -> Tensor:
+        """For each latent step, the features of the next observation at or after it, and the time until."""
+        steps = torch.arange(data.num_times, device=future.device)
+        at = torch.searchsorted(data.observed_index, steps).clamp_max(future.shape[-2] - 1)
+        until = data.observed_times.index_select(-1, at) - data.times
+        return future.index_select(-2, at) + self._away(until, future, 1)
+
+    def _away(self, distance: Tensor, like: Tensor, column: int) -> Tensor:
+        away = distance.to(like.dtype).log1p().unsqueeze(-1)
+        return away * self.distance.weight[..., column]
+
+
+def _parameter_events(model: StateSpaceModel) -> dict[str, torch.Size]:
+    """Event shapes of the random parameters whose prior is a plain distribution."""
+    events = {}
+    for name in random_parameters(model):
+        path, _, attribute = name.rpartition(".")
+        prior = model.get_submodule(path)._pyro_samples[attribute]
+        if hasattr(prior, "event_shape"):
+            events[name] = torch.Size(prior.event_shape)
+    return events
+
+
+def _drawn(model: StateSpaceModel, name: str, event: torch.Size) -> Tensor:
+    """A bound parameter ``(*draws, *plates, 1, *event)`` as ``(*draws, *plates, 1, numel)``."""
+    path, _, attribute = name.rpartition(".")
+    value = getattr(model.get_submodule(path), attribute)
+    declared = model.get_submodule(path).event_dims.get(attribute, max(len(event), 1))
+    return value.reshape(value.shape[: value.dim() - declared] + (event.numel(),))
