@@ -53,13 +53,28 @@ def _pyro_parameters(module: PyroModule) -> dict[str, Any]:
     return own
 
 
-def _pyro_modules(root: PyroModule, prefix: str = "") -> dict[str, PyroModule]:
-    """All PyroModules below (and with) ``root`` by their dotted path; a plain ``nn.Module`` ends the walk."""
-    found = {prefix: root}
-    for name, child in root._modules.items():
-        if isinstance(child, PyroModule):
-            found.update(_pyro_modules(child, f"{prefix}.{name}" if prefix else name))
+def _pyro_modules(root: PyroModule) -> dict[str, PyroModule]:
+    """All PyroModules below (and with) ``root`` by their path; a plain ``nn.Module`` ends the walk.
+
+    A module that two components share stands here once, under the name that Pyro gave it.
+    """
+    found: dict[str, PyroModule] = {}
+
+    def walk(module: PyroModule, path: str) -> None:
+        found[_path(root, module, path)] = module
+        for name, child in module._modules.items():
+            if isinstance(child, PyroModule):
+                walk(child, f"{path}.{name}" if path else name)
+
+    walk(root, "")
     return found
+
+
+def _path(root: PyroModule, module: PyroModule, path: str) -> str:
+    """The dotted name of ``module`` relative to ``root``: Pyro's, where it has given one."""
+    prefix = f"{root._pyro_name}." if root._pyro_name else ""
+    name = module._pyro_name
+    return name.removeprefix(prefix) if module is not root and name and name.startswith(prefix) else path
 
 
 def parameter_names(root: PyroModule) -> list[str]:
@@ -123,6 +138,7 @@ class _Reader:
     def __init__(self, root: PyroModule, values: Mapping[str, Tensor], tracing: bool) -> None:
         self.root, self.values, self.tracing = root, values, tracing
         self.lead = torch.Size()  # (*draws, *plates), over all parameters
+        self.copies: dict[PyroModule, PyroModule] = {}
 
     def _shaped(self, name: str, value: Tensor, own: int, declared: int) -> Tensor:
         shaped = _with_time_axis(name, value, own, declared)
@@ -166,6 +182,9 @@ class _Reader:
 
     def copy(self, path: str, module: PyroModule) -> PyroModule:
         """A bound copy of ``module``: shared parameters and plain children, drawn values as ordinary attributes."""
+        if module in self.copies:
+            return self.copies[module]
+        path = _path(self.root, module, path)
         cls = _bound_class(type(module))
         bound = cls.__new__(cls)
         state = dict(module.__dict__)
@@ -184,6 +203,7 @@ class _Reader:
         for table in ("_pyro_params", "_pyro_samples"):
             state.pop(table, None)
         bound.__dict__.update(state)
+        self.copies[module] = bound
         return bound
 
 

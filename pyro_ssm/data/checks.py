@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.data.padding import continue_times, step_mask
+from pyro_ssm.data.record import series_name
 
 COORDS = ("series", "obs", "input", "time")
 
@@ -45,7 +46,8 @@ def as_floating(name: str, x: Any, dtype: torch.dtype | None = None) -> Tensor:
     tensor = as_tensor(
         name,
         x,
-        "Objects (None, strings, mixed columns) become numbers by e.g. `numpy.asarray(x, dtype=float)`; missing is NaN.",
+        "Objects (None, strings, mixed columns) become numbers by e.g. `numpy.asarray(x, dtype=float)`; missing is "
+        "NaN.",
     )
     if tensor.is_complex():
         raise TypeError(
@@ -63,7 +65,8 @@ def as_times(name: str, x: Any) -> Tensor:
     tensor = as_tensor(
         name,
         x,
-        "Times are numbers: for dates use `TimeSeries.from_pandas`, which turns them into float64 and keeps them in `coords`.",
+        "Times are numbers: for dates use `TimeSeries.from_pandas`, which turns them into float64 and keeps them in "
+        "`coords`.",
     )
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"`{name}` has dtype {tensor.dtype}, but real numbers are wanted.")
@@ -93,7 +96,8 @@ def broadcast_batch(name: str, tensor: Tensor, batch: torch.Size, num_event_dims
         return tensor.expand(batch + tensor.shape[split:])
     except RuntimeError:
         raise ValueError(
-            f"`{name}` has shape {shape_of(tensor)}, whose batch part {tuple(tensor.shape[:split])} does not fit the batch shape "
+            f"`{name}` has shape {shape_of(tensor)}, whose batch part {tuple(tensor.shape[:split])} does not fit the "
+            "batch shape "
             f"{tuple(batch)} of the data. Leave its batch dims out (shared by all series) or make them equal."
         ) from None
 
@@ -150,7 +154,8 @@ def check_coords(coords: Any, sizes: Mapping[str, int | None], times_shape: torc
                 "`coords['series']` names series, but the data has no batch dim: there is one series without a name."
             )
         raise ValueError(
-            f"`coords[{key!r}]` has shape {array.shape}, but {' or '.join(dict.fromkeys(map(str, wanted)))} is wanted: one label per entry of that axis."
+            f"`coords[{key!r}]` has shape {array.shape}, but {' or '.join(dict.fromkeys(map(str, wanted)))} is "
+            "wanted: one label per entry of that axis."
         )
     return checked
 
@@ -166,12 +171,13 @@ def checked_fields(
     index: Any,
     observed_index: Any,
     *,
-    batch_shape: torch.Size = torch.Size(),
+    batch_shape: tuple[int, ...] = (),
     require_observed: bool = True,
 ) -> dict[str, Any]:
     """All fields of a `Record`, consistent, from what a user gave.
 
-    `batch_shape` is a lower bound, used where no values tell it. `require_observed` refuses series with no observed entry.
+    `batch_shape` is a lower bound, used where no values tell it. `require_observed` refuses series with no observed
+    entry.
     """
     times = as_times("times", times)
     if times.dim() == 0 or times.shape[-1] == 0:
@@ -204,11 +210,11 @@ def checked_fields(
             ) from None
     if 0 in batch:
         raise ValueError(f"The data has batch shape {tuple(batch)}: there is no series in it. Give at least one.")
-    times = times.to(device)
+    times = times.to(device).clone()  # the series is immutable: it shares no memory with what was given
     times = broadcast_batch("times", times, batch, 1) if times.dim() > 1 else times
     observed_index = None if observed_index is None else observed_index.to(device)
-    lengths = None if lengths is None else broadcast_batch("lengths", lengths.to(device), batch, 0)
-    inputs = None if inputs is None else broadcast_batch("inputs", inputs.to(device), batch, 2)
+    lengths = None if lengths is None else broadcast_batch("lengths", lengths.to(device).clone(), batch, 0)
+    inputs = None if inputs is None else broadcast_batch("inputs", inputs.to(device).clone(), batch, 2)
 
     sizes = {
         "series": batch[-1] if batch else 0,
@@ -218,10 +224,7 @@ def checked_fields(
     coords = check_coords(coords, sizes, times.shape)
 
     def name_of(position: tuple[int, ...]) -> str:
-        if not position:
-            return "the series"
-        where = str(position[0]) if len(position) == 1 else str(position)
-        return f"series {where} ({coords['series'][position[-1]]!r})" if "series" in coords else f"series {where}"
+        return series_name(position, coords)
 
     times = check_times(times, lengths, name_of)
     steps = None if lengths is None else step_mask(lengths, num_times)
@@ -246,7 +249,8 @@ def check_observed_index(index: Tensor, num_times: int) -> Tensor:
     good = index.dim() == 1 and len(index) > 0 and bool((index.diff() > 0).all())
     if not good or not 0 <= int(index[0]) <= int(index[-1]) < num_times:
         raise ValueError(
-            f"`observed_index` is {index.tolist()}, but increasing positions in `times` (0 to {num_times - 1}) are wanted, at least one."
+            f"`observed_index` is {index.tolist()}, but increasing positions in `times` (0 to {num_times - 1}) are "
+            "wanted, at least one."
         )
     return index
 
@@ -254,7 +258,8 @@ def check_observed_index(index: Tensor, num_times: int) -> Tensor:
 def check_values_shape(values: Tensor, num_observed: int) -> Tensor:
     if values.dim() == 1:
         raise ValueError(
-            f"`values` has shape {shape_of(values)}, but (*batch, time, obs) is wanted. For one coordinate give `values[:, None]`."
+            f"`values` has shape {shape_of(values)}, but (*batch, time, obs) is wanted. For one coordinate give "
+            "`values[:, None]`."
         )
     if values.dim() == 0 or values.shape[-1] == 0:
         raise ValueError(
@@ -262,7 +267,8 @@ def check_values_shape(values: Tensor, num_observed: int) -> Tensor:
         )
     if values.shape[-2] != num_observed:
         raise ValueError(
-            f"`values` has shape {shape_of(values)}, so {values.shape[-2]} steps (dimension -2), but there are {num_observed} observed times. "
+            f"`values` has shape {shape_of(values)}, so {values.shape[-2]} steps (dimension -2), but there are "
+            f"{num_observed} observed times. "
             "The shape is (*batch, time, obs)."
         )
     return values
@@ -272,11 +278,13 @@ def check_inputs_shape(inputs: Any, values: Tensor | None, num_times: int) -> Te
     inputs = as_floating("inputs", inputs, None if values is None else values.dtype)
     if inputs.dim() == 1:
         raise ValueError(
-            f"`inputs` has shape {shape_of(inputs)}, but (*batch, time, input) is wanted. For one input give `inputs[:, None]`."
+            f"`inputs` has shape {shape_of(inputs)}, but (*batch, time, input) is wanted. For one input give "
+            "`inputs[:, None]`."
         )
     if inputs.dim() == 0 or inputs.shape[-1] == 0 or inputs.shape[-2] != num_times:
         raise ValueError(
-            f"`inputs` has shape {shape_of(inputs)}, but (*batch, time, input) or (time, input) with {num_times} times is wanted: "
+            f"`inputs` has shape {shape_of(inputs)}, but (*batch, time, input) or (time, input) with {num_times} "
+            "times is wanted: "
             "inputs[k] holds on [times[k], times[k + 1])."
         )
     return inputs
@@ -285,7 +293,8 @@ def check_inputs_shape(inputs: Any, values: Tensor | None, num_times: int) -> Te
 def check_lengths_range(lengths: Tensor, num_times: int) -> Tensor:
     if lengths.numel() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= num_times:
         raise ValueError(
-            f"`lengths` runs from {int(lengths.min())} to {int(lengths.max())}, but must lie in 1 to {num_times} (the number of times). "
+            f"`lengths` runs from {int(lengths.min())} to {int(lengths.max())}, but must lie in 1 to {num_times} (the "
+            "number of times). "
             "Drop empty series."
         )
     return lengths
@@ -298,8 +307,10 @@ def check_inputs(inputs: Tensor, steps: Tensor | None, name_of: Any) -> Tensor:
     if broken.any():
         where = first_true(broken)
         raise ValueError(
-            f"`inputs` must be finite, but {name_of(where[:-2])} has {inputs[where].item()} at step {where[-2]}, input {where[-1]}. "
-            "Inputs cannot be missing: fill them (forward fill, mean) and, if it matters, add an indicator as one more input."
+            f"`inputs` must be finite, but {name_of(where[:-2])} has {inputs[where].item()} at step {where[-2]}, "
+            f"input {where[-1]}. "
+            "Inputs cannot be missing: fill them (forward fill, mean) and, if it matters, add an indicator as one "
+            "more input."
         )
     return inputs if steps is None else torch.where(steps.unsqueeze(-1), inputs, torch.zeros_like(inputs))
 
@@ -313,7 +324,8 @@ def hide_missing(
         mask = as_bool("mask", mask, "True = observed").to(values.device)
         if mask.shape != values.shape:
             raise ValueError(
-                f"`mask` has shape {shape_of(mask)}, but that of `values`, {shape_of(values)}, is wanted: one entry each. "
+                f"`mask` has shape {shape_of(mask)}, but that of `values`, {shape_of(values)}, is wanted: one entry "
+                "each. "
                 "A mask of whole steps is given as `mask[..., None].expand(values.shape)`."
             )
         observed = observed & mask
@@ -323,7 +335,8 @@ def hide_missing(
     if broken.any():
         where = first_true(broken)
         raise ValueError(
-            f"`values` must be finite or NaN (missing), but {name_of(where[:-2])} has {values[where].item()} at step {where[-2]}, "
+            f"`values` must be finite or NaN (missing), but {name_of(where[:-2])} has {values[where].item()} at step "
+            f"{where[-2]}, "
             f"coordinate {where[-1]}. If it means missing, make it NaN."
         )
     if require_observed:
@@ -331,7 +344,8 @@ def hide_missing(
         if empty.any():
             where = first_true(empty) if empty.dim() else ()
             raise ValueError(
-                f"`values` has no observed entry in {name_of(where)} ({int(empty.sum())} such series in all): every entry is NaN or masked. "
+                f"`values` has no observed entry in {name_of(where)} ({int(empty.sum())} such series in all): every "
+                "entry is NaN or masked. "
                 "Drop the series; for simulation from the prior give no values at all."
             )
     return torch.where(observed, values, torch.zeros_like(values)), observed
@@ -348,11 +362,12 @@ def check_subsample(
         )
     if not batch:
         raise ValueError("`total` and `index` describe a mini-batch of series, but the data has no batch dim.")
-    index = as_index("index", index).to(device)
+    index = as_index("index", index).to(device).clone()
     if index.shape != batch[-1:]:
         raise ValueError(f"`index` has shape {shape_of(index)}, but ({batch[-1]},) is wanted: one position per series.")
     if isinstance(total, bool) or not isinstance(total, int) or not 0 <= int(index.min()) <= int(index.max()) < total:
         raise ValueError(
-            f"`index` runs from {int(index.min())} to {int(index.max())}, which does not lie in 0 to `total` - 1 with total = {total!r}."
+            f"`index` runs from {int(index.min())} to {int(index.max())}, which does not lie in 0 to `total` - 1 with "
+            f"total = {total!r}."
         )
     return total, index

@@ -59,7 +59,7 @@ def window(data: R, start: int, stop: int) -> R:
         first, last = torch.searchsorted(observed_index, torch.tensor([start, stop], device=data.device)).tolist()
         if first == last:
             raise ValueError(
-                f"`split` would leave steps {start} to {stop} of a refined series without any time that carries values. "
+                f"Steps {start} to {stop} of the refined series hold no time that carries values. "
                 "Split first, refine the parts afterwards."
             )
         observed = slice(first, last)
@@ -75,6 +75,11 @@ def window(data: R, start: int, stop: int) -> R:
         observed_index=observed_index,
         coords=with_time_labels(data, None if labels is None else labels[..., positions]),
     )
+
+
+def trim(data: R) -> R:
+    longest = data.num_times if data.lengths is None else int(data.lengths.max())
+    return data if longest == data.num_times else window(data, 0, longest)
 
 
 def steps_before(data: Record, at: Any) -> tuple[Tensor, str]:
@@ -95,7 +100,8 @@ def steps_before(data: Record, at: Any) -> tuple[Tensor, str]:
     labels = data.coords.get("time")
     if labels is None or not is_dates(labels):
         raise ValueError(
-            f"`at` is the date {at!r}, but the series has no dates. Give a step (int) or a time (float), or build the series with "
+            f"`at` is the date {at!r}, but the series has no dates. Give a step (int) or a time (float), or build the "
+            "series with "
             "`TimeSeries.from_pandas`, or with `coords={'time': dates}`."
         )
     before = torch.from_numpy(labels < date).to(data.device) & data.step_mask
@@ -110,7 +116,8 @@ def split(data: R, at: Any) -> tuple[R, R]:
         where = first_true(bad) if bad.dim() else ()
         raise ValueError(
             f"`at` = {name} leaves {data._series_name(where)}, which has {lengths[where].item()} steps, with nothing "
-            f"{'before' if counts[where] < 1 else 'after'}. Choose another place, or keep only the series that have both."
+            f"{'before' if counts[where] < 1 else 'after'}. Choose another place, or keep only the series that have "
+            "both."
         )
     if bool((counts == counts.flatten()[0]).all()):
         at = int(counts.flatten()[0])
@@ -118,7 +125,8 @@ def split(data: R, at: Any) -> tuple[R, R]:
         return before._derive(lengths=None), after
     if data.observed_index is not None:
         raise ValueError(
-            f"`at` = {name} falls on different steps of a refined series with own time grids. Split first, refine the parts afterwards."
+            f"`at` = {name} falls on different steps of a refined series with own time grids. Split first, refine the "
+            "parts afterwards."
         )
     before = repadded(window(data, 0, int(counts.max())), counts)
     remaining = lengths - counts
@@ -179,7 +187,8 @@ def new_times(data: Record, times: Any) -> Tensor:
         where = first_true(~late) if late.dim() else ()
         first = times[..., 0].expand(data.batch_shape)[where].item()
         raise ValueError(
-            f"`times` must be later than the last time of each series, but {data._series_name(where)} ends at {last[..., 0][where].item():g} "
+            f"`times` must be later than the last time of each series, but {data._series_name(where)} ends at "
+            f"{last[..., 0][where].item():g} "
             f"and the first new time is {first:g}. Give later times; to look between observed times use `refine`."
         )
     return times
@@ -190,17 +199,20 @@ def new_inputs(data: Record, inputs: Any, n: int) -> Tensor | None:
     if data.inputs is None:
         if inputs is not None:
             raise ValueError(
-                "`inputs` were given for the new times, but the series has none. Leave them out, or give inputs to both."
+                "`inputs` were given for the new times, but the series has none. Leave them out, or give inputs to "
+                "both."
             )
         return None
     if inputs is None:
         raise ValueError(
-            f"`inputs` are wanted for the {n} new times, because the series has inputs: shape ({n}, {data.input_dim}), or one per series."
+            f"`inputs` are wanted for the {n} new times, because the series has inputs: shape ({n}, "
+            f"{data.input_dim}), or one per series."
         )
     inputs = as_floating("inputs", inputs, data.dtype).to(data.device)
     if inputs.dim() < 2 or inputs.shape[-2:] != (n, data.input_dim):
         raise ValueError(
-            f"`inputs` has shape {shape_of(inputs)}, but (*batch, {n}, {data.input_dim}) is wanted: the {n} new times, the inputs of the series."
+            f"`inputs` has shape {shape_of(inputs)}, but (*batch, {n}, {data.input_dim}) is wanted: the {n} new "
+            "times, the inputs of the series."
         )
     if not bool(inputs.isfinite().all()):
         raise ValueError("`inputs` must be finite; fill what is missing.")
@@ -215,8 +227,8 @@ def extend(data: R, times: Any, inputs: Any) -> R:
     own = data.has_own_times or times.dim() > 1 or data.is_ragged
     if data.is_ragged and data.observed_index is not None:
         raise ValueError("`extend` cannot append to a refined ragged series. Extend first, refine afterwards.")
-    longest = int(lengths.max())  # series shorter than the time axis leave room: cut it
-    data = data if longest == data.num_times else window(data, 0, longest)
+    data = trim(data)
+    longest = data.num_times
 
     def appended(old: Tensor, new: Tensor, num_event_dims: int) -> Tensor:
         # (*batch, longest, *event) and (*batch, n, *event): the new steps go right after each series' own end

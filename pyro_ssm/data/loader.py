@@ -14,17 +14,21 @@ if TYPE_CHECKING:
 class Batchable(Protocol):
     def minibatch(self, index: list[int]) -> Self: ...
 
+    def trim(self) -> Self: ...
+
     def __len__(self) -> int: ...
 
 
 class SeriesDataset(Dataset):
     """A data set whose item is a whole mini-batch: no series is copied twice and nothing is collated."""
 
-    def __init__(self, data: Batchable) -> None:
+    def __init__(self, data: Batchable, trim: bool) -> None:
         self.data = data
+        self.trim = trim
 
     def __getitem__(self, index: list[int]) -> Batchable:
-        return self.data.minibatch(index)
+        batch = self.data.minibatch(index)
+        return batch.trim() if self.trim else batch
 
     def __len__(self) -> int:
         return len(self.data)
@@ -35,9 +39,9 @@ def _as_is(batch: Any) -> Any:
 
 
 def make_loader(
-    data: Batchable, batch_size: int, shuffle: bool, generator: Generator | None, drop_last: bool
+    data: Batchable, batch_size: int, shuffle: bool, generator: Generator | None, drop_last: bool, trim: bool
 ) -> DataLoader:
-    dataset = SeriesDataset(data)
+    dataset = SeriesDataset(data, trim)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"`batch_size` is {batch_size!r}, but an integer of at least 1 is wanted.")
     if drop_last and batch_size > len(dataset):

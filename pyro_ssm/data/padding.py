@@ -60,7 +60,8 @@ def pad_sequences(sequences: Sequence[Tensor], fill: float = 0.0) -> tuple[Tenso
     for number, sequence in enumerate(sequences):
         if sequence.dim() == 0 or sequence.shape[1:] != rest:
             raise ValueError(
-                f"`sequences[{number}]` has shape {tuple(sequence.shape)}, but the first has {tuple(sequences[0].shape)}: "
+                f"`sequences[{number}]` has shape {tuple(sequence.shape)}, but the first has "
+                f"{tuple(sequences[0].shape)}: "
                 "all dimensions after the first (time) must be equal."
             )
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=sequences[0].device)
@@ -89,8 +90,8 @@ def unpad_sequences(padded: Tensor, lengths: Tensor) -> list[Tensor]:
 def continue_times(times: Tensor, lengths: Tensor) -> Tensor:
     """Overwrites padded times so that they go on increasing, by repeating each series' last real gap.
 
-    For a series of length L: t[L - 1 + j] = t[L - 1] + j (t[L - 1] - t[L - 2]), with a gap of 1 if L = 1. Padded steps so have
-    positive gaps, and no law that divides by a gap, or takes its root, meets a zero there.
+    For a series of length L: t[L - 1 + j] = t[L - 1] + j (t[L - 1] - t[L - 2]), with a gap of 1 if L = 1. Padded steps
+    so have positive gaps, and no law that divides by a gap, or takes its root, meets a zero there.
 
     Args:
         times: `(time,)` or `(*batch, time)`; a shared grid is continued after the longest series.

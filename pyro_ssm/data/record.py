@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+def series_name(position: tuple[int, ...], coords: Mapping[str, np.ndarray]) -> str:
+    """How an error names one series of the batch."""
+    if not position:
+        return "the series"
+    names = coords.get("series")
+    where = str(position[0]) if len(position) == 1 else str(position)
+    return f"series {where}" if names is None else f"series {where} ({names[position[-1]]!r})"
+
+
 @dataclass(frozen=True, eq=False, repr=False, init=False)
 class Record:
     """Immutable fields of `TimeSeries`, already consistent."""
@@ -105,9 +114,4 @@ class Record:
         return self.times.dim() > 1
 
     def _series_name(self, position: tuple[int, ...]) -> str:
-        """How an error names one series of the batch."""
-        if not position:
-            return "the series"
-        names = self.coords.get("series")
-        where = str(position[0]) if len(position) == 1 else str(position)
-        return f"series {where}" if names is None else f"series {where} ({names[position[-1]]!r})"
+        return series_name(position, self.coords)

@@ -36,7 +36,8 @@ def sequence_fields(values: Any, times: Any, inputs: Any) -> dict[str, Any]:
     for i, x in enumerate(sequences):
         if x.dim() != 2 or 0 in x.shape:
             raise ValueError(
-                f"`values[{i}]` has shape {tuple(x.shape)}, but (time_i, obs) with at least one step is wanted. For one coordinate give `x[:, None]`."
+                f"`values[{i}]` has shape {tuple(x.shape)}, but (time_i, obs) with at least one step is wanted. For "
+                "one coordinate give `x[:, None]`."
             )
     dtype = sequences[0].dtype
     for x in sequences[1:]:
@@ -50,7 +51,8 @@ def sequence_fields(values: Any, times: Any, inputs: Any) -> dict[str, Any]:
         for i, (t, x) in enumerate(zip(grids, sequences)):
             if t.shape != x.shape[:1]:
                 raise ValueError(
-                    f"`times[{i}]` has shape {tuple(t.shape)}, but ({len(x)},) is wanted: one time per step of values[{i}]."
+                    f"`times[{i}]` has shape {tuple(t.shape)}, but ({len(x)},) is wanted: one time per step of "
+                    f"values[{i}]."
                 )
         shared = shared_times(grids)
         grid = pad_sequences(grids)[0] if shared is None else shared
@@ -59,15 +61,16 @@ def sequence_fields(values: Any, times: Any, inputs: Any) -> dict[str, Any]:
         for i, (u, x) in enumerate(zip(inputs, sequences)):
             if u.dim() != 2 or len(u) != len(x):
                 raise ValueError(
-                    f"`inputs[{i}]` has shape {tuple(u.shape)}, but ({len(x)}, input) is wanted: one row per step of values[{i}]."
+                    f"`inputs[{i}]` has shape {tuple(u.shape)}, but ({len(x)}, input) is wanted: one row per step of "
+                    f"values[{i}]."
                 )
         inputs = pad_sequences(inputs)[0]
     ragged = bool((lengths < lengths.max()).any())
     return {"times": grid, "values": padded, "inputs": inputs, "lengths": lengths if ragged else None}
 
 
-def column_list(name: str, columns: Any, available: Sequence[Any]) -> list[Hashable]:
-    if isinstance(columns, str) or (isinstance(columns, Hashable) and not isinstance(columns, tuple)):
+def column_list(name: str, columns: Any, available: Sequence[Any]) -> list[Any]:
+    if isinstance(columns, Hashable) and not isinstance(columns, tuple):
         columns = [columns]
     missing = [c for c in columns if c not in available]
     if missing:
@@ -82,7 +85,8 @@ def numbers(name: str, frame: Any, columns: Sequence[Hashable]) -> np.ndarray:
     for column in columns:
         if not pd.api.types.is_numeric_dtype(frame[column].dtype):
             raise TypeError(
-                f"`{name}` includes the column {column!r} of dtype {frame[column].dtype}, but numbers are wanted. Choose the columns, "
+                f"`{name}` includes the column {column!r} of dtype {frame[column].dtype}, but numbers are wanted. "
+                "Choose the columns, "
                 "or convert it (`pandas.to_numeric`, `pandas.get_dummies`)."
             )
     return frame[columns].to_numpy(dtype=np.float64, na_value=np.nan)
@@ -100,7 +104,8 @@ def times_of_index(index: Any, unit: str, origin: Any) -> tuple[np.ndarray, np.n
         return dates_to_times(dates, unit, dates.min() if origin is None else as_date(origin)), dates
     if isinstance(index, pd.MultiIndex) or not pd.api.types.is_numeric_dtype(index.dtype):
         raise TypeError(
-            f"The time index has dtype {index.dtype}, but dates or numbers are wanted. Convert it with `pandas.to_datetime`, "
+            f"The time index has dtype {index.dtype}, but dates or numbers are wanted. Convert it with "
+            "`pandas.to_datetime`, "
             "or name the column that holds the times: `time='column'`."
         )
     if origin is not None:
@@ -128,7 +133,7 @@ def frame_fields(
     for name, column in (("time", time), ("series", series)):
         if column is not None and column not in frame.columns:
             raise ValueError(f"`{name}` is {column!r}, but the frame has the columns {list(frame.columns)}.")
-    input_columns = [] if inputs is None else column_list("inputs", inputs, list(frame.columns))
+    input_columns: list[Any] = [] if inputs is None else column_list("inputs", inputs, list(frame.columns))
     if values is None:
         value_columns = [c for c in frame.columns if c not in (time, series, *input_columns)]
     else:
@@ -183,14 +188,16 @@ def xarray_fields(
     import pandas as pd
     import xarray as xr
 
-    input_names: list[Hashable] = []
+    input_names: list[Any] = []
+    value_names: list[Any]
     if isinstance(data, xr.Dataset):
         if obs is not None:
             raise ValueError(
-                f"`obs` is {obs!r}, but in a Dataset each variable is one coordinate. Leave `obs` out, or give a DataArray."
+                f"`obs` is {obs!r}, but in a Dataset each variable is one coordinate. Leave `obs` out, or give a "
+                "DataArray."
             )
         input_names = [] if inputs is None else column_list("inputs", inputs, list(data.data_vars))
-        value_names: list[Hashable] = [name for name in data.data_vars if name not in input_names]
+        value_names = [name for name in data.data_vars if name not in input_names]
         if not value_names:
             raise ValueError("The data set has no variable to observe.")
         array, obs = data[value_names].to_dataarray(dim="__obs__"), "__obs__"
@@ -199,7 +206,8 @@ def xarray_fields(
             raise ValueError(
                 "`inputs` names variables of a Dataset, but a DataArray was given. Put both in one Dataset."
             )
-        array, value_names = data, [data.name if data.name is not None else "value"]
+        array = data
+        value_names = [data.name if data.name is not None else "value"]
     else:
         raise TypeError(f"`data` is a {type(data).__name__}, but an xarray Dataset or DataArray is wanted.")
 
@@ -208,8 +216,10 @@ def xarray_fields(
 
     if set(array.dims) != set(dims_of(obs)):
         raise ValueError(
-            f"The array has dims {tuple(d for d in array.dims if d != '__obs__')}, but time = {time!r}, series = {series!r}"
-            f"{'' if obs == '__obs__' else f', obs = {obs!r}'} were named. Name each dim, or select one entry of the others with `.isel`."
+            f"The array has dims {tuple(d for d in array.dims if d != '__obs__')}, but time = {time!r}, series = "
+            f"{series!r}"
+            f"{'' if obs == '__obs__' else f', obs = {obs!r}'} were named. Name each dim, or select one entry of the "
+            "others with `.isel`."
         )
     dtype = torch.get_default_dtype() if dtype is None else dtype
     y = array.transpose(*dims_of(obs)).to_numpy()

@@ -6,15 +6,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
-from pyro_ssm.data import grids
-from pyro_ssm.data.checks import as_bool, as_index, checked_fields, shape_of
+from pyro_ssm.data import selection
+from pyro_ssm.data.along_time import AlongTime
+from pyro_ssm.data.checks import as_bool, checked_fields, shape_of
 from pyro_ssm.data.loader import make_loader
-from pyro_ssm.data.record import Record
 from pyro_ssm.data.tables import frame_fields, sequence_fields, xarray_fields
 
 __all__ = ["TimeSeries"]
@@ -23,30 +22,31 @@ GIVEN = ("times", "values", "mask", "inputs", "lengths", "coords", "total", "ind
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
-class TimeSeries(Record):
+class TimeSeries(AlongTime):
     """One or many time series with missing entries, unequal lengths, own time grids and inputs; immutable.
 
-    An entry is *missing* when its state exists but it was not seen (NaN, or False in `mask`); a step is *padding* when the
-    series has ended (beyond `lengths`). NaN becomes a mask here, once: in `values` hidden entries are 0.
+    An entry is *missing* when its state exists but it was not seen (NaN, or False in `mask`); a step is *padding* when
+    the series has ended (beyond `lengths`). NaN becomes a mask here, once: in `values` hidden entries are 0.
 
     Args:
-        times: `(time,)`, shared by all series, or `(*batch, time)`; strictly increasing over real steps; kept in float64. Padded
-            times are overwritten and go on increasing by each series' last gap (1 if it has but one time).
-        values: `(*batch, time, obs)`, NaN = missing; floats keep their dtype, integers take torch's default. None: nothing was
-            seen, as for simulation from the prior.
+        times: `(time,)`, shared by all series, or `(*batch, time)`; strictly increasing over real steps; kept in
+            float64. Padded times are overwritten and go on increasing by each series' last gap (1 if it has but one
+            time).
+        values: `(*batch, time, obs)`, NaN = missing; floats keep their dtype, integers take torch's default. None:
+            nothing was seen, as for simulation from the prior.
         mask: True = observed, the shape of `values`; combined with "is not NaN".
         inputs: controls `(*batch, time, input)` or `(time, input)`; inputs[k] holds on [times[k], times[k + 1]).
         lengths: number of real steps per series, `(*batch,)`; None = all.
-        coords: labels of axes: "series" and "obs" and "input" (names), "time" (dates or other labels, `(time,)`; with own time
-            grids also `(*batch, time)`).
+        coords: labels of axes: "series" and "obs" and "input" (names), "time" (dates or other labels, `(time,)`; with
+            own time grids also `(*batch, time)`).
         total: number of series of the full data, if this is a mini-batch (set by `minibatch`).
         index: positions `(b,)` of this mini-batch in the full data, along the last batch dim.
         observed_index: positions `(observed time,)` in `times` at which `values` live (set by `refine`); None = at all.
 
     Raises:
         TypeError: for dtypes that are not real numbers (objects, dates, complex), and masks that are not boolean.
-        ValueError: for wrong shapes, times that do not increase, infinite values, missing inputs, lengths out of range, and a
-            series with no observed entry at all.
+        ValueError: for wrong shapes, times that do not increase, infinite values, missing inputs, lengths out of range,
+            and a series with no observed entry at all.
 
     Example:
         >>> import torch
@@ -89,7 +89,8 @@ class TimeSeries(Record):
 
         Args:
             values: list of `(time_i, obs)`.
-            times: list of `(time_i,)`; default 0, 1, 2, ... Where all grids are beginnings of the longest, it is shared.
+            times: list of `(time_i,)`; default 0, 1, 2, ... Where all grids are beginnings of the longest, it is
+                shared.
             inputs: list of `(time_i, input)`.
             coords: as in the constructor.
 
@@ -130,8 +131,8 @@ class TimeSeries(Record):
             inputs: columns that are inputs.
             time: the column that holds times; default the index.
             series: the column that names the series (long form); default one series.
-            unit: of times made from dates: W, D, h, min, s, ms, us, ns, or a calendar unit M, Q, Y (months of any length are
-                one month).
+            unit: of times made from dates: W, D, h, min, s, ms, us, ns, or a calendar unit M, Q, Y (months of any
+                length are one month).
             origin: the date of time 0; default the first.
             dtype: of values and inputs; default torch's (pandas knows little else than float64).
 
@@ -192,97 +193,6 @@ class TimeSeries(Record):
             (torch.Size([2]), ['level'])
         """
         return cls(**xarray_fields(data, time, series, obs, inputs, unit, origin, dtype))
-
-    # -- along time -------------------------------------------------------------------------------------------------
-
-    def split(self, at: Any) -> tuple[TimeSeries, TimeSeries]:
-        """Cuts in two: what lies before `at`, and `at` with what follows.
-
-        Args:
-            at: a step (int), a time (float) or a date (needs dates in `coords["time"]`). With own time grids a time falls on
-                another step in each series.
-
-        Returns:
-            Before and after; `after` keeps its own times. Either may have no observed entry.
-
-        Raises:
-            TypeError: if `at` is none of these.
-            ValueError: if a series would have nothing on one side.
-
-        Example:
-            >>> from pyro_ssm.data import TimeSeries
-            >>> data = TimeSeries([0.0, 1.0, 5.0], [[1.0], [2.0], [3.0]])
-            >>> before, after = data.split(1.0)
-            >>> before.times.tolist(), after.times.tolist()
-            ([0.0], [1.0, 5.0])
-        """
-        return grids.split(self, at)
-
-    def extend(self, times: Any, inputs: Any = None) -> TimeSeries:
-        """Appends unobserved times, after each series' own end.
-
-        Args:
-            times: `(n,)` or `(*batch, n)`, later than the last time of each series; also dates, where times count dates.
-            inputs: `(n, input)` or `(*batch, n, input)`; wanted exactly if the series has inputs.
-
-        Returns:
-            A series with n more steps, at which nothing is observed. Dates go on where times count dates; other labels of time
-            are dropped.
-
-        Raises:
-            ValueError: for times that are not later, and for inputs that are missing or too many.
-
-        Example:
-            >>> from pyro_ssm.data import TimeSeries
-            >>> data = TimeSeries([0.0, 1.0], [[1.0], [2.0]]).extend([2.0, 4.0])
-            >>> data.times.tolist(), data.mask[:, 0].tolist()
-            ([0.0, 1.0, 2.0, 4.0], [True, True, False, False])
-        """
-        return grids.extend(self, times, inputs)
-
-    def refine(self, n: int) -> TimeSeries:
-        """Inserts n - 1 equally spaced latent times into each gap.
-
-        `times`, `inputs` (piecewise constant) and `lengths` move to the fine grid; `values` and `mask` stay as they are, at the times
-        `observed_index`. `refine(a).refine(b)` is `refine(a * b)`.
-
-        Args:
-            n: parts per gap, at least 1.
-
-        Returns:
-            A series with (time - 1) n + 1 latent times.
-
-        Raises:
-            ValueError: if n is not a positive integer.
-
-        Example:
-            >>> from pyro_ssm.data import TimeSeries
-            >>> data = TimeSeries([0.0, 1.0, 3.0], [[1.0], [2.0], [3.0]]).refine(2)
-            >>> data.times.tolist(), data.observed_index.tolist(), data.values.shape
-            ([0.0, 0.5, 1.0, 2.0, 3.0], [0, 2, 4], torch.Size([3, 1]))
-        """
-        return grids.refine(self, n)
-
-    def thin(self, n: int) -> TimeSeries:
-        """Keeps every n-th time, from the first; undoes `refine(n)`.
-
-        Values and inputs at the other times are lost: what inputs did between the kept times is no longer known.
-
-        Args:
-            n: at least 1.
-
-        Returns:
-            A series with (time - 1) // n + 1 times.
-
-        Raises:
-            ValueError: if n is not a positive integer, or no time that carries values is kept.
-
-        Example:
-            >>> from pyro_ssm.data import TimeSeries
-            >>> TimeSeries([0.0, 1.0, 3.0], [[1.0], [2.0], [3.0]]).thin(2).times.tolist()
-            [0.0, 3.0]
-        """
-        return grids.thin(self, n)
 
     # -- of entries -------------------------------------------------------------------------------------------------
 
@@ -370,28 +280,6 @@ class TimeSeries(Record):
     def __bool__(self) -> bool:
         return True  # not len(): one series without batch dims has none
 
-    def _select(self, positions: Tensor) -> TimeSeries:
-        """Series at `positions` of the last batch dim; keeps `total` and `index` as they are."""
-        kept = positions.cpu().numpy()
-
-        def pick(x: Tensor | None, num_event_dims: int) -> Tensor | None:
-            return None if x is None else x.index_select(x.dim() - num_event_dims - 1, positions)
-
-        coords = dict(self.coords)
-        if "series" in coords:
-            coords["series"] = coords["series"][kept]
-        if "time" in coords and coords["time"].ndim > 1:
-            coords["time"] = coords["time"][..., kept, :]
-        return self._derive(
-            times=pick(self.times, 1) if self.has_own_times else self.times,
-            values=pick(self.values, 2),
-            mask=pick(self.mask, 2),
-            inputs=pick(self.inputs, 2),
-            lengths=pick(self.lengths, 0),
-            coords=coords,
-            batch_shape=self.batch_shape[:-1] + (len(positions),),
-        )
-
     def minibatch(self, index: Any) -> TimeSeries:
         """Some of the series, with what is needed to scale their terms up to the full data.
 
@@ -399,8 +287,8 @@ class TimeSeries(Record):
             index: positions `(b,)` along the last batch dim.
 
         Returns:
-            A series whose `total` is the number of series of the full data and whose `index` are positions in it; a mini-batch of a
-            mini-batch refers to the full data as well.
+            A series whose `total` is the number of series of the full data and whose `index` are positions in it; a
+            mini-batch of a mini-batch refers to the full data as well.
 
         Raises:
             TypeError: if there is no batch dim, or the index is not of integers.
@@ -413,20 +301,15 @@ class TimeSeries(Record):
             >>> batch.total, batch.index.tolist(), batch.values.shape
             (5, [3, 1], torch.Size([2, 2, 1]))
         """
-        number = len(self)
-        index = as_index("index", index)
-        if index.dim() != 1 or len(index) == 0:
-            raise ValueError(f"`index` has shape {shape_of(index)}, but (b,) with at least one position is wanted.")
-        if not 0 <= int(index.min()) <= int(index.max()) < number:
-            raise ValueError(
-                f"`index` runs from {int(index.min())} to {int(index.max())}, but must lie in 0 to {number - 1}."
-            )
-        index = index.to(self.device)
-        total, inside = (number, index) if self.index is None else (self.total, self.index[index])
-        return self._select(index)._derive(total=total, index=inside)
+        return selection.minibatch(self, index, len(self))
 
     def loader(
-        self, batch_size: int, shuffle: bool = True, generator: Generator | None = None, drop_last: bool = False
+        self,
+        batch_size: int,
+        shuffle: bool = True,
+        generator: Generator | None = None,
+        drop_last: bool = False,
+        trim: bool = False,
     ) -> DataLoader:
         """A `torch.utils.data.DataLoader` over mini-batches of series.
 
@@ -435,6 +318,8 @@ class TimeSeries(Record):
             shuffle: whether to draw a new order in each epoch, without replacement.
             generator: of that order; default torch's global one.
             drop_last: whether to leave a smaller last one out.
+            trim: whether to cut each mini-batch to its longest series (`trim`): cheaper, but shapes then change from
+                one to the next.
 
         Returns:
             A loader that yields `TimeSeries` (by `minibatch`).
@@ -450,7 +335,7 @@ class TimeSeries(Record):
             >>> [batch.index.tolist() for batch in data.loader(2, shuffle=False)]
             [[0, 1], [2, 3], [4]]
         """
-        return make_loader(self, batch_size, shuffle, generator, drop_last)
+        return make_loader(self, batch_size, shuffle, generator, drop_last, trim)
 
     def series(self, i: Any) -> TimeSeries:
         """One series, without batch dims and padding.
@@ -472,50 +357,7 @@ class TimeSeries(Record):
             >>> data.series("a").num_times, data.series(1).num_times
             (2, 4)
         """
-        position = self._position(i)
-        length = self.num_times if self.lengths is None else int(self.lengths[position])
-        coords = {key: labels for key, labels in self.coords.items() if key != "series"}
-        if "time" in coords:
-            labels = coords["time"][position] if coords["time"].ndim > 1 else coords["time"]
-            coords["time"] = labels[:length]
-        observed_index = self.observed_index
-        if observed_index is not None:
-            observed_index = observed_index[observed_index < length]
-        observed = length if observed_index is None else len(observed_index)
-
-        def pick(x: Tensor | None, size: int) -> Tensor | None:
-            return None if x is None else x[position][:size]
-
-        return self._derive(
-            times=(self.times[position] if self.has_own_times else self.times)[:length],
-            values=pick(self.values, observed),
-            mask=pick(self.mask, observed),
-            inputs=pick(self.inputs, length),
-            lengths=None,
-            coords=coords,
-            total=None,
-            index=None,
-            observed_index=observed_index,
-            batch_shape=torch.Size(),
-        )
-
-    def _position(self, i: Any) -> tuple[int, ...]:
-        number = len(self)
-        if isinstance(i, tuple):
-            position = i
-        elif isinstance(i, (int, np.integer)):
-            position = (int(i),)
-        else:
-            names = self.coords.get("series")
-            found = [] if names is None else np.flatnonzero(names == i).tolist()
-            if len(found) != 1:
-                raise ValueError(
-                    f"`i` is {i!r}, which names {len(found)} of the {number} series. Give a position, or a name in `coords['series']`."
-                )
-            position = (found[0],)
-        if len(position) != len(self.batch_shape) or any(not 0 <= p < n for p, n in zip(position, self.batch_shape)):
-            raise ValueError(f"`i` is {i!r}, but a position in the batch shape {tuple(self.batch_shape)} is wanted.")
-        return position
+        return selection.one_series(self, i, len(self))
 
     # -- where it lives ---------------------------------------------------------------------------------------------
 
@@ -580,9 +422,8 @@ class TimeSeries(Record):
             parts += [f"obs={self.obs_dim}", f"observed={100 * int(self.mask.sum()) / max(real, 1):.1f}%"]
         if self.input_dim:
             parts.append(f"inputs={self.input_dim}")
-        if self.is_ragged:
-            lengths = grids.full_lengths(self)
-            parts.append(f"lengths={int(lengths.min())}..{int(lengths.max())}")
+        if self.lengths is not None and self.is_ragged:
+            parts.append(f"lengths={int(self.lengths.min())}..{int(self.lengths.max())}")
         if self.has_own_times:
             parts.append("own grids")
         if self.observed_index is not None:

@@ -51,7 +51,6 @@ class MarkovPath(TorchDistribution):
     """
 
     arg_constraints: dict[str, Any] = {}
-    support = constraints.independent(constraints.real, 2)
     has_rsample = True
 
     def __init__(
@@ -121,6 +120,17 @@ class MarkovPath(TorchDistribution):
             self._step, num_times, state_dim, self._history, self._step_mask, torch.Size(batch_shape), self._draw
         )
         return path
+
+    @property
+    def support(self) -> Any:  # type: ignore[override]
+        """Real paths; what asks for it (NUTS, automatic guides) works on every coordinate, and padding has no density."""
+        if self._step_mask is not None and not bool(self._step_mask.all()):
+            raise ValueError(
+                "series of unequal lengths: the padded coordinates of the path have no density, so NUTS and automatic "
+                "guides over the explicit path are improper. Integrate states out with infer.Marginal, use a guide of "
+                "pyro_ssm.guides, or run the series one by one"
+            )
+        return constraints.independent(constraints.real, 2)
 
     # --------------------------------------------------------------------------------------------- draws
 

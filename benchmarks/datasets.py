@@ -1,0 +1,66 @@
+"""Data sets of the benchmarks, read from outside the package (their licences do not let us bundle them).
+
+They lie in the folder named by the environment variable `PYRO_SSM_DATA`, or in `../shared/data` beside the repository.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pyro_ssm.data import TimeSeries
+
+POLYPHONIC = ("jsb", "musedata", "nottingham", "piano_midi")
+SPLITS = ("train", "valid", "test")
+
+
+def data_folder() -> Path:
+    """The folder of the data sets."""
+    named = os.environ.get("PYRO_SSM_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"The benchmark data folder {folder} does not exist. Set the environment variable PYRO_SSM_DATA to the "
+            "folder that holds polyphonic_npz/, dmm_synthetic9/, ..."
+        )
+    return folder
+
+
+def one_of(name: str, got: str, known: tuple[str, ...]) -> None:
+    if got not in known:
+        raise ValueError(f"`{name}` is {got!r}, but one of {', '.join(known)} is wanted.")
+
+
+def polyphonic(name: str, split: str) -> TimeSeries:
+    """Piano rolls of Boulanger-Lewandowski et al. (2012): `(series, time, 88)` of zeros and ones, ragged.
+
+    Args:
+        name: jsb, musedata, nottingham or piano_midi.
+        split: train, valid or test.
+    """
+    one_of("name", name, POLYPHONIC)
+    one_of("split", split, SPLITS)
+    with np.load(data_folder() / "polyphonic_npz" / f"{name}.npz") as file:
+        rolls = np.unpackbits(file[f"{split}_bits"], axis=1)[:, :88].astype(np.float32)
+        lengths = file[f"{split}_len"]
+    sequences = torch.from_numpy(rolls).split(lengths.tolist())
+    return TimeSeries.from_sequences(sequences)
+
+
+def dmm_synthetic9(split: str) -> tuple[TimeSeries, torch.Tensor]:
+    """The linear series of Krishnan et al. (2017), Fig. 4, with their states, both `(series, time, 1)`.
+
+    Args:
+        split: train (5000 x 25), valid (500 x 25) or test (500 x 50).
+    """
+    import h5py
+
+    one_of("split", split, SPLITS)
+    with h5py.File(data_folder() / "dmm_synthetic9" / "synthetic9.h5") as file:
+        values, states = (
+            torch.from_numpy(file[key][...]).to(torch.get_default_dtype()) for key in (split, f"{split}_z")
+        )
+    return TimeSeries(torch.arange(values.shape[1]), values), states
