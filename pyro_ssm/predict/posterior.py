@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from inspect import isfunction
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoGuide
@@ -16,7 +17,10 @@ from torch import Tensor
 from pyro_ssm.binding import random_parameters
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
-from pyro_ssm.infer import EmptyGuide, FitResult, local_parameters, sample_posterior
+from pyro_ssm.infer.fit import FitResult
+from pyro_ssm.infer.fit_gradient import EmptyGuide
+from pyro_ssm.infer.gaussian import sample_posterior
+from pyro_ssm.infer.local_parameters import local_parameters
 from pyro_ssm.models import StateSpaceModel, site_name
 from pyro_ssm.predict.parameters import align, by_dotted_name, event_dims, fits, missing_parameters
 
@@ -109,7 +113,7 @@ def draw_chunks(
     total = source.num_draws if num_samples is None else num_samples
     step = total if chunk is None else chunk
     for start in range(0, total, step):
-        with torch.no_grad(), local_parameters(model):
+        with torch.no_grad(), local_parameters(model), pyro.poutine.block():
             part = source.draw(range(start, min(start + step, total)), total)
         yield part
 
@@ -197,7 +201,7 @@ def _source(model: StateSpaceModel, posterior: Any, data: TimeSeries, num_sample
     if isinstance(posterior, Mapping):
         return _from_draws(model, data, posterior, others_allowed=False)
     if isinstance(posterior, (AutoGuide, EmptyGuide)) or isfunction(posterior):  # of Marginal(model)
-        with torch.no_grad(), local_parameters(posterior):
+        with torch.no_grad(), local_parameters(posterior), pyro.poutine.block():
             drawn = Predictive(posterior, num_samples=num_samples or DEFAULT_DRAWS, parallel=True)(data)
         return _from_draws(model, data, drawn, others_allowed=True)
     raise TypeError(
