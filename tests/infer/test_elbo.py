@@ -113,7 +113,7 @@ class Fixed(dist.TorchDistribution):
     def expand(self, batch_shape, _instance=None):
         return Fixed(self.loc, self.scale, self.noise, torch.Size(batch_shape))
 
-    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
+    def rsample(self, sample_shape=torch.Size()):
         noise = self.noise if len(self.batch_shape) == 2 else self.noise[0]
         return self.loc + self.scale * noise
 

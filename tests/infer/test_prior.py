@@ -15,7 +15,7 @@ def two_levels():
     root = Component()
     root.top = PyroSample(dist.Normal(torch.zeros(()), 1.0))
     root.child = Component()
-    root.child.vector = PyroSample(lambda self: dist.Normal(root.top, 1e-6).expand([3]).to_event(1))
+    root.child.vector = PyroSample(lambda self: dist.Normal(root.top[..., None] + torch.zeros(3), 1e-6).to_event(1))
     root.child.rate = PyroParam(torch.tensor(2.0))
     return root
 
