@@ -19,7 +19,7 @@ def linear_scan_reference(a: Tensor, b: Tensor, initial: Tensor | None = None, *
     tensor([1.0000, 1.5000, 1.7500])
     """
     a, b, h = _broadcast(a, b, initial)
-    steps = list(zip(a.unbind(-2), b.unbind(-2)))
+    steps = list(zip(a.unbind(-2), b.unbind(-2), strict=True))
     states = []
     for a_t, b_t in reversed(steps) if reverse else steps:
         h = a_t * h + b_t
@@ -75,7 +75,7 @@ class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, initial: Tensor, reverse: bool) -> Tensor:
         h = torch.empty(b.shape, dtype=b.dtype, device=b.device)
-        steps = list(zip(a.unbind(-2), b.unbind(-2), h.unbind(-2)))
+        steps = list(zip(a.unbind(-2), b.unbind(-2), h.unbind(-2), strict=True))
         last = initial
         for a_t, b_t, h_t in reversed(steps) if reverse else steps:
             last = torch.addcmul(b_t, a_t, last, out=h_t)

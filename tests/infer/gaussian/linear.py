@@ -153,4 +153,5 @@ def dense_posterior(model, data):
     gain = torch.linalg.solve(covariance[seen][:, seen], cross[:, seen].T).T
     T = data.num_times
     posterior = P - gain @ cross[:, seen].T
-    return (z + gain @ (data.values.flatten()[seen] - mean[seen])).reshape(T, -1), posterior.reshape(T, len(z) // T, T, -1)
+    z = z + gain @ (data.values.flatten()[seen] - mean[seen])
+    return z.reshape(T, -1), posterior.reshape(T, len(z) // T, T, -1)
