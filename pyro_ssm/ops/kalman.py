@@ -182,8 +182,8 @@ def kalman_filter_reference(
         z_1 \\sim N(m, L L^T), \\qquad z_{k+1} = F_k z_k + b_k + Q_k e_k, \\qquad y_k = H_k z_k + d_k + R_k e'_k
 
     A masked entry adds exactly 0 to ``log_likelihood`` and changes nothing else; a step that ``step_mask`` switches
-    off (padding) adds 0 and carries the law of the state unchanged. All matrices broadcast over leading dims, and a time
-    size of 1 stands for all times.
+    off (padding) adds 0 and carries the law of the state unchanged. All matrices broadcast over leading dims, and a
+    time size of 1 stands for all times.
 
     Gradients: through every argument but the masks; second order included where the square roots are regular.
 
@@ -289,7 +289,9 @@ def backward_conditionals(
 def kalman_smoother_reference(steps: FilterSteps, conditionals: Conditionals) -> tuple[Tensor, Tensor]:
     """Means and square roots of :math:`p(z_k | y_{1:T})`, a loop back over time (Rauch, Tung and Striebel 1965).
 
-    .. math:: \\hat m_k = G \\hat m_{k+1} + c, \\qquad \\hat L_k \\hat L_k^T = D D^T + G \\hat L_{k+1} \\hat L_{k+1}^T G^T
+    .. math::
+        \\hat m_k = G \\hat m_{k+1} + c, \\qquad
+        \\hat L_k \\hat L_k^T = D D^T + G \\hat L_{k+1} \\hat L_{k+1}^T G^T
 
     Returns:
         ``(..., time, n)`` and ``(..., time, n, n)``.

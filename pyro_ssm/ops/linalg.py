@@ -72,19 +72,16 @@ class _LowerQ(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor | None, G_Q: Tensor | None) -> Tensor | None:
         L, Q = ctx.saved_tensors
-        rest, direct = [], None
+        grad = None
         if G is not None:
-            direct = G @ Q.mT
             W = L.mT @ G
-            rest.append((W.tril(-1).mT - W.triu(1)) @ Q.mT)
+            grad = (G + _solve_where_regular(L, (W.mT - W).triu(1))) @ Q.mT
         if G_Q is not None:
             H = G_Q.mT
             W = H @ Q
-            rest.append(H + (W.triu(1) - W.tril(-1).mT - W) @ Q.mT)
-        if not rest:
-            return None
-        through = _solve_where_regular(L, sum(rest[1:], rest[0]))
-        return through if direct is None else direct + through
+            through_Q = _solve_where_regular(L, H + ((W - W.mT).triu(1) - W) @ Q.mT)
+            grad = through_Q if grad is None else grad + through_Q
+        return grad
 
 
 def vanishing_pivots(L: Tensor) -> Tensor:

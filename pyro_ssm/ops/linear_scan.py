@@ -33,8 +33,8 @@ def linear_scan(a: Tensor, b: Tensor, initial: Tensor | None = None, *, reverse:
     .. math:: h_t = a_t h_{t-1} + b_t, \\qquad t = 1, \\dots, T, \\quad h_0 = \\text{initial}
 
     Its gradient is the same scan run the other way, :math:`x_t = g_t + a_{t+1} x_{t+1}`, with
-    :math:`\\partial b_t = x_t`, :math:`\\partial a_t = x_t h_{t-1}`, :math:`\\partial h_0 = a_1 x_1`: no graph over time is
-    kept, and derivatives of any order are exact.
+    :math:`\\partial b_t = x_t`, :math:`\\partial a_t = x_t h_{t-1}`, :math:`\\partial h_0 = a_1 x_1`: no graph over
+    time is kept, and derivatives of any order are exact.
 
     Args:
         a: ``(..., time, channels)``, broadcast against ``b`` (a time size of 1 is a constant coefficient).

@@ -30,11 +30,9 @@ __all__ = ["KalmanFiltered", "KalmanSmoothed", "kalman_filter", "kalman_smoother
 class KalmanFiltered(NamedTuple):
     """What :func:`kalman_filter` returns; ``*batch`` is ``(*draws, *batch)`` of parameters and data together.
 
-    ``exact`` says that ``log_likelihood`` is the model's own, not an approximation.
-
     >>> from pyro_ssm.infer.gaussian import KalmanFiltered
-    >>> KalmanFiltered.exact
-    True
+    >>> KalmanFiltered._fields[0]
+    'log_likelihood'
     """
 
     log_likelihood: Tensor  # (*batch, time)  log p(y_k | y_<k); exactly 0 where nothing is observed
@@ -43,7 +41,10 @@ class KalmanFiltered(NamedTuple):
     predicted_mean: Tensor  # (*batch, time, state)  E[z_k | y_<k]
     predicted_scale_tril: Tensor  # (*batch, time, state, state)
 
-    exact = True
+    @property
+    def exact(self) -> bool:
+        """True: the likelihood and the laws are the model's own, not an approximation."""
+        return True
 
 
 class KalmanSmoothed(NamedTuple):
@@ -59,7 +60,10 @@ class KalmanSmoothed(NamedTuple):
     log_likelihood: Tensor  # (*batch, time)  log p(y_k | y_<k)
     gain: Tensor  # (*batch, time - 1, state, state)  d E[z_k | z_{k+1}, y] / d z_{k+1}
 
-    exact = True
+    @property
+    def exact(self) -> bool:
+        """True: the likelihood and the laws are the model's own, not an approximation."""
+        return True
 
     @property
     def lag_one_covariance(self) -> Tensor:
@@ -75,8 +79,8 @@ def kalman_filter(model: Any, data: TimeSeries) -> KalmanFiltered:
         \\log p(y) = \\sum_k \\log p(y_k \\mid y_{<k})
 
     A missing entry is integrated out: the result is that of the model without the entry, also when the observation
-    noise is correlated. A padded step adds exactly 0 and carries the last law. On a refined grid the results live at the
-    latent times, with a ``log_likelihood`` of 0 between observations.
+    noise is correlated. A padded step adds exactly 0 and carries the last law. On a refined grid the results live at
+    the latent times, with a ``log_likelihood`` of 0 between observations.
 
     Args:
         model: a :class:`~pyro_ssm.models.StateSpaceModel`, bound, or unbound and without random parameters (inside
