@@ -7,6 +7,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ssm.blocks._checks import check_choice, check_size
+from pyro_ssm.data import step_mask
 
 __all__ = ["RecurrentEncoder"]
 
@@ -109,7 +110,7 @@ class RecurrentEncoder(PyroModule):
                 f"{tuple(features.shape)}; wanted (*batch, time, {self.in_features})"
             )
         batch, steps = features.shape[:-2], features.shape[-2]
-        valid = None if lengths is None else _step_mask(lengths, batch, steps, features.device).reshape(-1, steps, 1)
+        valid = None if lengths is None else _valid_steps(lengths, batch, steps).reshape(-1, steps, 1)
         x = features.reshape(-1, steps, self.in_features)
         if valid is not None:
             x = x.where(valid, 0.0)  # a NaN in padding would reach gradients through a product with 0
@@ -132,14 +133,14 @@ class RecurrentEncoder(PyroModule):
         return f"{self.in_features}, {self.hidden_dim}, direction={self.direction!r}, cell={self.cell!r}"
 
 
-def _step_mask(lengths: Tensor, batch: torch.Size, steps: int, device: torch.device) -> Tensor:
+def _valid_steps(lengths: Tensor, batch: torch.Size, steps: int) -> Tensor:
     """``(*batch, time)`` bool, True before each series' end."""
     if lengths.dtype == torch.bool:
         mask, wanted = lengths, batch + (steps,)
     elif lengths.is_floating_point():
         raise TypeError(f"`lengths` must hold integers, or be a bool step mask, got {lengths.dtype}")
     else:
-        mask, wanted = torch.arange(steps, device=device) < lengths.unsqueeze(-1), batch + (steps,)
+        mask, wanted = step_mask(lengths, steps), batch + (steps,)
     try:
         return mask.expand(wanted)
     except RuntimeError as error:

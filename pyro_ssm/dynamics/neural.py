@@ -14,7 +14,7 @@ from pyro_ssm.blocks._conditioning import check_state, concatenate
 from pyro_ssm.blocks._gaussian import diagonal_normal
 from pyro_ssm.blocks.linear import Linear
 from pyro_ssm.blocks.mlp import MLP
-from pyro_ssm.blocks.positive import positive_parameter, softplus_above
+from pyro_ssm.blocks.parameters import positive_parameter, softplus_above
 from pyro_ssm.components import Gaussian, Transition, gap
 
 __all__ = ["FunctionTransition", "GatedTransition", "MLPTransition"]
