@@ -458,7 +458,8 @@ def test_a_parameter_per_series_is_a_loop():
     rates = torch.tensor([0.3, 1.0, 2.5], dtype=D)
     many = kalman_filter(model.bind({"transition.rate": rates}), data)
     for (i,), one in each(data):
-        close(many.log_likelihood[i], kalman_filter(model.bind({"transition.rate": rates[i]}), one).log_likelihood, 1e-12)
+        bound = model.bind({"transition.rate": rates[i]})
+        close(many.log_likelihood[i], kalman_filter(bound, one).log_likelihood, 1e-12)
 
 
 def test_a_random_parameter_without_a_value_is_refused():
