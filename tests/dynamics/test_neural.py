@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
+from torch.distributions import constraints
 
 from pyro_ssm.binding import bind, parameter_names
 from pyro_ssm.components import AffineGaussian, Gaussian
@@ -75,7 +76,7 @@ class Pendulum(PyroModule):
     def __init__(self):
         super().__init__()
         self.a = nn.Parameter(torch.tensor(0.5))
-        self.b = PyroParam(torch.tensor(-0.1))
+        self.b = PyroParam(torch.tensor(-0.1), constraint=constraints.interval(-1, 1))
 
     def forward(self, state, inputs):
         first, second = state.split(1, -1)
