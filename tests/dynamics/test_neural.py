@@ -79,8 +79,10 @@ class Pendulum(PyroModule):
         self.b = PyroParam(torch.tensor(-0.1), constraint=constraints.interval(-1, 1))
 
     def forward(self, state, inputs):
-        first, second = state.split(1, -1)
-        return torch.cat([0.2 * first + torch.tanh(self.a * second), 0.2 * second + torch.sin(self.b * first)], -1)
+        z0, z1 = state.split(1, -1)
+        # drawn constants have leading dims that the state may lack
+        mean = torch.broadcast_tensors(0.2 * z0 + torch.tanh(self.a * z1), 0.2 * z1 + torch.sin(self.b * z0))
+        return torch.cat(mean, -1)
 
 
 def test_function_gives_the_mean_and_its_constants_are_parameters():
