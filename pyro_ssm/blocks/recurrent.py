@@ -159,5 +159,5 @@ def _reversal(valid: Tensor) -> Tensor:
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
-    """``x`` ``(batch, time, features)`` with its rows in another order (whole rows: quicker than a gather of entries)."""
+    """``x`` ``(batch, time, features)``, its rows in another order; whole rows are quicker than a gather of entries."""
     return x.flatten(0, 1).index_select(0, rows).view_as(x)
