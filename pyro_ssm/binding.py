@@ -155,7 +155,7 @@ class _Reader:
         if dotted in self.values:
             given = torch.as_tensor(self.values[dotted], dtype=value.dtype, device=value.device)
             declared = max(value.dim(), 1) if declared is None else declared
-            return self._shaped(dotted, given, min(given.dim(), declared), declared)
+            return self._shaped(dotted, given, min(given.dim(), value.dim()), declared)
         return value
 
     def _random(self, dotted: str, module: PyroModule, name: str, prior: Any, declared: int | None) -> Tensor:
