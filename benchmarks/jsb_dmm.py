@@ -171,8 +171,8 @@ def table(args: argparse.Namespace, result: dict) -> str:
         f"Training: {result['steps']} steps on {args.device}, {result['seconds'] / 60:.1f} minutes, ended by "
         f"{result['stopped']}; averaged weights of step {result['chosen_step']}, the best on the validation split "
         f"({result['valid_bound']:.3f}). NLL: {args.samples} draws a sequence, standard error "
-        f"{test['importance_standard_error']:.4f}, median effective draws {test['importance_ess_median']:.1f}. With few "
-        "effective draws the standard error is too small, and the NLL is an upper bound on average.",
+        f"{test['importance_standard_error']:.4f}, median effective draws {test['importance_ess_median']:.1f}. With "
+        "few effective draws the standard error is too small, and the NLL is an upper bound on average.",
         "",
         f"Settings and curve: `{args.name}.json`.",
     ]

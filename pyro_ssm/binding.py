@@ -192,7 +192,7 @@ class _Reader:
             state[table] = dict(state[table])
         for name in _pyro_parameters(module):
             value = self.value(path, module, name)
-            if not isinstance(value, nn.Parameter):
+            if value is not module._parameters.get(name):
                 state["_parameters"].pop(name, None)
                 state[name] = value
         for name, child in module._modules.items():
