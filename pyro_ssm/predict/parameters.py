@@ -22,14 +22,14 @@ def event_dims(model: StateSpaceModel) -> dict[str, int]:
 
     A random parameter has the event dims of its prior, a learnable one all its dims.
 
-    >>> import pyro.distributions as dist, pyro_ssm as ssm
+    >>> import torch, pyro.distributions as dist, pyro_ssm as ssm
     >>> from pyro.nn import PyroSample
     >>> from pyro_ssm.predict.parameters import event_dims
     >>> model = ssm.StateSpaceModel(
-    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.OrnsteinUhlenbeck(2), ssm.emissions.LinearNormal(2, 1))
-    >>> model.transition.rate = PyroSample(dist.LogNormal(0.0, 0.7))
-    >>> event_dims(model)["transition.rate"]
-    0
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> model.transition.offset = PyroSample(dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    >>> event_dims(model)["transition.offset"], event_dims(model)["transition.matrix"]
+    (1, 2)
     """
     with torch.no_grad(), local_parameters(model), pyro.poutine.block(), pyro.poutine.trace() as traced:
         model.bind()
@@ -50,6 +50,14 @@ def by_dotted_name(model: StateSpaceModel, draws: Mapping[str, Any]) -> tuple[di
 
     Keys may be dotted names or the names of Pyro sites (``child.transition.rate`` inside a user's PyroModule); the path is
     among the others, as ``"z"``.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.predict.parameters import by_dotted_name
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> parameters, others = by_dotted_name(model, {"transition.offset": torch.zeros(5, 2), "z": torch.zeros(5, 4, 2)})
+    >>> list(parameters), list(others)
+    (['transition.offset'], ['z'])
     """
     names = {site_name(model, name): name for name in parameter_names(model)}
     names |= {name: name for name in names.values()}

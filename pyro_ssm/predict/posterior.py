@@ -234,14 +234,40 @@ def _aligned(model: StateSpaceModel, draws: Mapping[str, Any], data: TimeSeries)
 
 
 def _flatten_chains(model: StateSpaceModel, draws: Mapping[str, Any], data: TimeSeries) -> dict[str, Tensor]:
-    """Draws with one leading dim; two are taken for (chain, draw) where one does not fit the batch and two do."""
+    """Draws with one leading dim, the path under the name ``"z"``."""
+    parameters, others = by_dotted_name(model, draws)
+    chains = _chains_of_dict(model, draws, data)
+    if chains is None:
+        return {**parameters, **others}
+    return {name: value.flatten(0, 1) if value.dim() > 1 else value for name, value in {**parameters, **others}.items()}
+
+
+def _chains_of_dict(model: StateSpaceModel, draws: Mapping[str, Any], data: TimeSeries) -> int | None:
+    """The number of chains by which draws are grouped: where one leading dim does not fit the batch and two do."""
     parameters, others = by_dotted_name(model, draws)
     dims = event_dims(model) if parameters else {}
     known = [(value, dims[name]) for name, value in parameters.items()]
     known += [(value, 2) for name, value in others.items() if name == "z"]
-    if all(fits(value, own, data, lead=1) for value, own in known):
-        return {**parameters, **others}
+    if not known or all(fits(value, own, data, lead=1) for value, own in known):
+        return None
     grouped = all(fits(value, own, data, lead=2) for value, own in known)
-    if not grouped or len({value.shape[:2] for value, _ in known}) > 1:
-        return {**parameters, **others}  # `align` says what is wrong
-    return {name: value.flatten(0, 1) if value.dim() > 1 else value for name, value in {**parameters, **others}.items()}
+    leads = {value.shape[:2] for value, _ in known}
+    return next(iter(leads))[0] if grouped and len(leads) == 1 else None
+
+
+def num_chains(model: StateSpaceModel, posterior: Any, data: TimeSeries) -> int:
+    """How many chains the draws of :func:`posterior_draws` come from, one after the other; 1 unless they were sampled.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.predict.posterior import num_chains
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> data = ssm.TimeSeries(torch.arange(4.0), torch.zeros(4, 1))
+    >>> num_chains(model, {"z": torch.zeros(100, 4, 2)}, data), num_chains(model, {"z": torch.zeros(3, 100, 4, 2)}, data)
+    (1, 3)
+    """
+    if isinstance(posterior, AbstractMCMC):
+        return posterior.num_chains
+    if isinstance(posterior, Mapping):
+        return _chains_of_dict(model, posterior, data) or 1
+    return 1
