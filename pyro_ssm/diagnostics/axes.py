@@ -45,8 +45,8 @@ class Axes:
         if data.index is not None and "series" not in self.labels:
             self.labels["series"] = data.index.cpu().numpy()
         if not data.has_own_times:
-            shared = self.time_labels is not None and self.time_labels.ndim == 1
-            self.labels["time"] = self.time_labels if shared else data.observed_times.cpu().numpy()
+            labels = self.time_labels
+            self.labels["time"] = data.observed_times.cpu().numpy() if labels is None else labels
         self.given = {name: plain(np.asarray(labels)) for name, labels in (coords or {}).items()}
         self.used: set[str] = set()
 
@@ -85,7 +85,7 @@ class Axes:
         return self.array(self.by_chain(values), ("chain", "draw") + dims)
 
     def by_chain(self, values: Tensor) -> Tensor:
-        """``(S, ...)`` as ``(chain, draw, ...)``; one chain where the number of draws is another than the posterior's."""
+        """``(S, ...)`` as ``(chain, draw, ...)``; one chain where the draws are not as many as the chains'."""
         chains = self.num_chains if values.shape[0] % self.num_chains == 0 else 1
         return values.reshape((chains, values.shape[0] // chains) + values.shape[1:])
 

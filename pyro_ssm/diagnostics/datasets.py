@@ -22,7 +22,8 @@ from pyro_ssm.infer.fit import FitResult
 from pyro_ssm.models import StateSpaceModel, emission_law, history
 from pyro_ssm.predict import Forecast, PosteriorDraws, posterior_draws
 from pyro_ssm.predict.parameters import by_dotted_name
-from pyro_ssm.predict.posterior import num_chains
+from pyro_ssm.predict.posterior import num_chains, sampled
+from pyro_ssm.predict.record import record_of
 
 __all__ = ["to_datasets"]
 
@@ -55,7 +56,7 @@ def to_datasets(
     """
     if log_likelihood not in (True, False, "conditional", "one_step"):
         raise ValueError(
-            f"`log_likelihood` is {log_likelihood!r}, but True (the same as 'conditional'), 'one_step' or False is wanted"
+            f"`log_likelihood` is {log_likelihood!r}, but True (or 'conditional'), 'one_step' or False is wanted"
         )
     chains = num_chains(model, posterior, data)
     if num_samples is not None and num_samples % chains:
@@ -103,7 +104,7 @@ def _posterior(model: StateSpaceModel, draws: PosteriorDraws, posterior: Any, ax
     variables = {name: axes.parameter(name, value) for name, value in draws.parameters.items()}
     if isinstance(posterior, AbstractMCMC):  # parameters of a larger program around the model
         number = draws.states.shape[0]
-        for name, value in by_dotted_name(model, posterior.get_samples())[1].items():
+        for name, value in by_dotted_name(model, sampled(posterior))[1].items():
             if name != "z":
                 value = value[torch.arange(number) * value.shape[0] // number]
                 dims = tuple(f"{name}_dim_{i}" for i in range(value.dim() - 1))
@@ -143,9 +144,8 @@ def _imputed(imputed: Tensor, draws: PosteriorDraws, axes: Axes) -> xr.DataArray
 
 def _cells(terms: Tensor, axes: Axes, density: str) -> xr.Dataset:
     """Observed cells only, on one dim, so that there is neither NaN nor a 0 that counts as a datum."""
-    data, lead = axes.data, len(axes.batch_dims)
-    by_entry = terms.dim() == lead + 3
-    seen = data.mask if by_entry else data.mask.any(-1)
+    by_entry, mask = terms.dim() == len(axes.batch_dims) + 3, record_of(axes.data)[1]
+    seen = mask if by_entry else mask.any(-1)
     dims = axes.batch_dims + (("time", "obs") if by_entry else ("time",))
     array = axes.array(axes.by_chain(terms[:, seen]), ("chain", "draw", "observation"))
     template = axes.array(seen, dims)
@@ -176,7 +176,7 @@ def _sample_stats(
     return stats
 
 
-def _mcmc_stats(mcmc: AbstractMCMC, number: int, axes: Axes) -> xr.Dataset:
+def _mcmc_stats(mcmc: Any, number: int, axes: Axes) -> xr.Dataset:
     """``diverging`` of each draw, if the kernel records it; Pyro's summary needs at least four draws of a chain."""
     all_draws = next(iter(mcmc.get_samples(group_by_chain=True).values())).shape[1]
     found = mcmc.diagnostics() if all_draws >= 4 else {}
@@ -193,7 +193,8 @@ def _mcmc_stats(mcmc: AbstractMCMC, number: int, axes: Axes) -> xr.Dataset:
 
 
 def _hidden_as_nan(data: TimeSeries) -> Tensor:
-    return torch.where(data.mask, data.values, torch.full_like(data.values, float("nan")))
+    values, mask = record_of(data)
+    return torch.where(mask, values, torch.full_like(values, float("nan")))
 
 
 def _constant_data(axes: Axes) -> xr.Dataset:
@@ -202,7 +203,10 @@ def _constant_data(axes: Axes) -> xr.Dataset:
     constant["times"] = axes.batched(data.observed_times, ("time",))
     constant["lengths"] = axes.array(data.observed_step_mask.sum(-1), axes.batch_dims)
     if axes.time_labels is not None and data.has_own_times:
-        constant["date"] = axes.batched(np.broadcast_to(axes.time_labels, data.observed_times.shape), ("time",))
+        dates = np.broadcast_to(axes.time_labels, data.observed_times.shape)
+        if dates.dtype.kind == "M":
+            real = data.observed_step_mask.cpu().numpy()
+            constant["date"] = axes.batched(np.where(real, dates, np.datetime64("NaT")), ("time",))
     if data.inputs is not None:
         inputs = data.inputs if index is None else data.inputs.index_select(-2, index)
         constant["inputs"] = axes.batched(inputs, ("time", "input"))

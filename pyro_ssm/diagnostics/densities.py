@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import Independent
 from torch import Tensor
 
 from pyro_ssm.binding import random_parameters
@@ -16,6 +15,8 @@ from pyro_ssm.infer.gaussian import kalman_filter
 from pyro_ssm.infer.local_parameters import local_parameters
 from pyro_ssm.models import StateSpaceModel, history, observation_law, path_law, site_name
 from pyro_ssm.predict import PosteriorDraws
+from pyro_ssm.predict.impute import entrywise
+from pyro_ssm.predict.record import record_of
 
 __all__ = ["Densities", "densities", "log_prior", "log_weight", "one_step"]
 
@@ -48,12 +49,13 @@ def densities(model: StateSpaceModel, draws: PosteriorDraws, data: TimeSeries) -
     """
     bound = model.bind(draws.parameters or None)
     run = history(bound, data)
+    values, _ = record_of(data)
     law = observation_law(bound, data, draws.states, run).law
     path = path_law(bound, data, run).log_prob(draws.states)
-    entrywise = isinstance(law.law, Independent) and law.law.base_dist.event_dim == 0
-    entries = law.log_prob_entries(data.values) if entrywise else law.log_prob(data.values)
-    entries = entries.expand(draws.states.shape[:-2] + entries.shape[len(draws.states.shape[:-2]) :])
-    return Densities(entries, path + entries.flatten(draws.states.dim() - 2).sum(-1))
+    terms = law.log_prob_entries(values) if entrywise(law.law) else law.log_prob(values)
+    lead = draws.states.shape[:-2]
+    entries = terms.expand(lead + terms.shape[terms.dim() - (2 if entrywise(law.law) else 1) :])
+    return Densities(entries, path + entries.flatten(len(lead)).sum(-1))
 
 
 @torch.no_grad()
@@ -94,7 +96,7 @@ def log_prior(model: StateSpaceModel, parameters: dict[str, Tensor], number: int
     ):
         model.bind()
     for name in random_parameters(model):
-        site = traced.trace.nodes.get(site_name(model, name))
+        site: Any = traced.trace.nodes.get(site_name(model, name))
         if site is not None:  # else a function of the others, without a density of its own
             term = site["fn"].log_prob(site["value"])
             total = total + term.reshape(number, -1).sum(-1).to(total)

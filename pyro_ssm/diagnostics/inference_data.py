@@ -40,15 +40,17 @@ def to_inference_data(
     ``sample_stats``               ``lp``; guides: ``log_weight`` (series); MCMC: ``diverging``
     ``observed_data``              ``y`` (series, time, obs), NaN where missing
     ``constant_data``              ``mask``, ``times``, ``lengths``, ``inputs``, ``date`` (where series have own dates)
-    ``predictions``                ``y`` and ``z`` at the times of ``forecast``; ``predictions_constant_data``: its times
+    ``predictions``                ``y``, ``z`` at the times of ``forecast``; ``predictions_constant_data``: the times
     =============================  ==================================================================================
 
-    A single series has no dim ``series``. ``time`` carries the dates of the data, where it has them. Draws of a guide are
-    one chain; NaN stands at padding. On a refined grid all groups report observation times.
+    A single series has no dim ``series``. ``time`` carries the dates of the data, where it has them. Draws of a guide
+    are one chain; NaN stands at padding. On a refined grid all groups report observation times.
 
-    ``az.loo`` runs on the log likelihood. Which density that is matters: given the path (``"conditional"``, the default)
-    every observation has its own latent state, so that leaving one out means little for a flexible path; ``"one_step"``
-    integrates states out, and is the honest target where the model is affine-Gaussian.
+    ``az.loo`` runs on the log likelihood. Which density that is matters: given the path (``"conditional"``, the
+    default) every observation has its own latent state, so that leaving one out means little for a flexible path;
+    ``"one_step"`` integrates states out, and is the honest target where the model is affine-Gaussian and its parameters
+    are random. (ArviZ 1.x refuses terms that are the same at all draws, such as those of a first time whose law has no
+    random parameter.)
 
     Args:
         posterior: what :func:`~pyro_ssm.predict.posterior_draws` takes.

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.diagnostics.axes import Axes
 from pyro_ssm.predict import Forecast, PosteriorDraws, quantile
+from pyro_ssm.predict.record import record_of
 
 __all__ = ["plot_forecast", "plot_states"]
 
@@ -58,12 +59,23 @@ def plot_forecast(
     name = data.coords["obs"][obs] if "obs" in data.coords else "y" if data.obs_dim == 1 else f"y[{obs}]"
     past = _one(data, at)
     shown = slice(None if last is None else max(past.num_observed_times - last, 0), None)
-    ax.plot(_labels(past)[shown], _seen(past, obs)[shown], ".-", color=SEEN, markersize=4, lw=0.4, label="observed", zorder=3)
+    ax.plot(
+        _labels(past)[shown],
+        _seen(past, obs)[shown],
+        ".-",
+        color=SEEN,
+        markersize=4,
+        lw=0.4,
+        label="observed",
+        zorder=3,
+    )
     time = _future_labels(data, forecast, at)
-    _bands(ax, time, forecast.values[(slice(None), *at, slice(None), obs)], "forecast")
+    _bands(ax, time, _of(forecast.values, at)[..., obs], "forecast")
     if held_out is not None:
         later = _one(held_out, at)
-        ax.plot(_labels(later), _seen(later, obs), "o", color=HELD_OUT, mfc="none", markersize=5, label="held out", zorder=4)
+        ax.plot(
+            _labels(later), _seen(later, obs), "o", color=HELD_OUT, mfc="none", markersize=5, label="held out", zorder=4
+        )
     ax.set_ylabel(str(name))
     _finish(ax, data, series)
     return ax
@@ -109,9 +121,9 @@ def plot_states(
     at = _position(data, series)
     time = _labels(_one(data.without_values().replace(observed_index=None), at))
     for ax, k in zip(axes, chosen, strict=True):
-        _bands(ax, time, paths[(slice(None), *at, slice(0, len(time)), k)], "posterior")
+        _bands(ax, time, _of(paths, at)[:, : len(time), k], "posterior")
         if forecast is not None:
-            later = forecast.states[(slice(None), *at, slice(None), k)]
+            later = _of(forecast.states, at)[..., k]
             _bands(ax, _future_labels(data, forecast, at), later, "forecast", FUTURE)
         ax.set_ylabel(f"z[{k}]")
         ax.spines[["top", "right"]].set_visible(False)
@@ -137,7 +149,9 @@ def _bands(ax: Any, time: np.ndarray, draws: Tensor, label: str, color: str = DR
             ax.vlines(time, lower, upper, color=color, alpha=alpha, lw=8)
     levels = " and ".join(f"{level:.0%}" for level in sorted(LEVELS))
     marker = "o" if len(time) == 1 else None
-    ax.plot(time, draws.mean(0).cpu().numpy(), color=color, lw=1.5, marker=marker, label=f"{label}: mean, {levels} bands")
+    ax.plot(
+        time, draws.mean(0).cpu().numpy(), color=color, lw=1.5, marker=marker, label=f"{label}: mean, {levels} bands"
+    )
 
 
 def _finish(ax: Any, data: TimeSeries, series: int | str) -> None:
@@ -145,14 +159,15 @@ def _finish(ax: Any, data: TimeSeries, series: int | str) -> None:
     ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=handles, frameon=False, fontsize="small")
     if data.batch_shape:
         names = data.coords.get("series")
-        ax.set_title(str(series if names is None or isinstance(series, str) else names[series]), loc="left", fontsize="medium")
+        name = series if names is None or isinstance(series, str) else names[series]
+        ax.set_title(str(name), loc="left", fontsize="medium")
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def _position(data: TimeSeries, series: int | str) -> tuple[int, ...]:
     """The index of the series along the batch dims."""
     if len(data.batch_shape) > 1:
-        raise ValueError(f"`data` has batch shape {tuple(data.batch_shape)}; pictures are of data with one batch dim, or none")
+        raise ValueError(f"pictures are of data with one batch dim or none, and this has {tuple(data.batch_shape)}")
     if not data.batch_shape:
         return ()
     if isinstance(series, str):
@@ -160,10 +175,15 @@ def _position(data: TimeSeries, series: int | str) -> tuple[int, ...]:
         found = [] if names is None else np.flatnonzero(names == series).tolist()
         if len(found) != 1:
             raise ValueError(f"`series` is {series!r}, which names {len(found)} series; give a position")
-        series = found[0]
+        return (found[0],)
     if not 0 <= series < data.batch_shape[0]:
         raise ValueError(f"`series` is {series}, but 0 to {data.batch_shape[0] - 1} is wanted")
     return (series,)
+
+
+def _of(draws: Tensor, at: tuple[int, ...]) -> Tensor:
+    """The draws of one series."""
+    return draws[:, at[0]] if at else draws
 
 
 def _one(data: TimeSeries, at: tuple[int, ...]) -> TimeSeries:
@@ -183,5 +203,5 @@ def _future_labels(data: TimeSeries, forecast: Forecast, at: tuple[int, ...]) ->
 
 def _seen(data: TimeSeries, obs: int) -> np.ndarray:
     """Observed values, NaN where missing."""
-    values, mask = data.values[..., obs], data.mask[..., obs]
-    return torch.where(mask, values, torch.full_like(values, float("nan"))).cpu().numpy()
+    values, mask = record_of(data)
+    return torch.where(mask, values, torch.full_like(values, float("nan")))[..., obs].cpu().numpy()

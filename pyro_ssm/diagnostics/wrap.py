@@ -36,8 +36,7 @@ def wrap(groups: Mapping[str, xarray.Dataset]) -> Any:
             "to_inference_data needs ArviZ: pip install arviz. Without it, to_datasets gives the same groups as plain "
             "xarray data sets"
         ) from error
-    if hasattr(arviz, "InferenceData"):  # ArviZ 0.x
-        return arviz.InferenceData(**groups)
     from xarray import DataTree
 
-    return DataTree.from_dict(dict(groups))
+    kind: Any = getattr(arviz, "InferenceData", DataTree)  # ArviZ 1.x keeps the name, for DataTree itself
+    return DataTree.from_dict(dict(groups)) if issubclass(kind, DataTree) else kind(**groups)

@@ -117,5 +117,5 @@ class TestHeldoutLogScore:
 
     def test_nothing_to_score(self):
         before, after = ssm.TimeSeries(TIMES, torch.zeros(6, 2).double()).split(5)
-        with pytest.raises(ValueError, match="`data_after` has no values"):
+        with pytest.raises(ValueError, match="`data_after.values` is None"):
             heldout_log_score(gaussian_model(), None, before, after.without_values(), 3)
