@@ -1,0 +1,88 @@
+"""Gaussian laws with one event dim, and the affine Gaussian map that transitions and emissions share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pyro import distributions as dist
+from torch import Tensor, nn
+
+from pyro_ssm.blocks._checks import check_choice, check_size
+from pyro_ssm.blocks._conditioning import inputs_of
+from pyro_ssm.blocks.linear import linear
+from pyro_ssm.blocks.parameters import cholesky_parameter, positive_parameter
+from pyro_ssm.components import Affine, AffineGaussian
+
+__all__ = ["AffineNormal", "diagonal_normal", "noise_law", "noise_tril", "set_noise", "with_time"]
+
+
+def with_time(value: Tensor, event_dims: int) -> Tensor:
+    """``value`` with a time axis of size 1 before its event dims, if it is a plain parameter without one."""
+    return value.unsqueeze(0) if value.dim() == event_dims else value
+
+
+def diagonal_normal(loc: Tensor, scale: Tensor) -> Any:
+    """:math:`N(\\text{loc}, \\text{diag}(\\text{scale}^2))` with one event dim."""
+    return dist.Independent(dist.Normal(loc, scale, validate_args=False), 1, validate_args=False)
+
+
+def set_noise(component: Any, size: int, covariance: str, scale: float | Tensor, floor: float) -> None:
+    """Give ``component`` its noise: a parameter ``scale`` (diagonal) or ``scale_tril`` (full)."""
+    component.covariance = check_choice("covariance", covariance, ("diagonal", "full"))
+    if covariance == "full":
+        component.scale_tril = cholesky_parameter("scale", scale, size, floor)
+    else:
+        component.scale = positive_parameter("scale", scale, size, floor)
+
+
+def noise_law(component: Any, loc: Tensor) -> Any:
+    """The Gaussian law around ``loc`` with the component's noise."""
+    if component.covariance == "full":
+        return dist.MultivariateNormal(loc, scale_tril=component.scale_tril, validate_args=False)
+    return diagonal_normal(loc, component.scale)
+
+
+def noise_tril(component: Any, size: int) -> Tensor:
+    """The Cholesky factor ``(..., 1, size, size)`` of the component's noise."""
+    if component.covariance == "full":
+        return with_time(component.scale_tril, 2)
+    scale = with_time(component.scale, 1)
+    return torch.diag_embed(scale.expand(scale.shape[:-1] + (size,)))
+
+
+class AffineNormal(AffineGaussian):
+    """Mixin of the components :math:`x \\mapsto N(A x + B u + b, L L^T)` with their parameters and the capability.
+
+    It is the body of ``dynamics.LinearNormal`` and ``emissions.LinearNormal``.
+    """
+
+    event_dims: ClassVar[Mapping[str, int]] = {
+        "matrix": 2,
+        "input_matrix": 2,
+        "offset": 1,
+        "scale": 1,
+        "scale_tril": 2,
+    }
+
+    def _declare(self, matrix: Tensor, input_dim: int, covariance: str, scale: float | Tensor, floor: float) -> None:
+        size = matrix.shape[0]
+        self.input_dim = check_size("input_dim", input_dim, least=0)
+        self.matrix = nn.Parameter(matrix.clone())
+        if input_dim:
+            self.input_matrix = nn.Parameter(torch.zeros(size, input_dim))
+        self.offset = nn.Parameter(torch.zeros(size))
+        set_noise(self, size, covariance, scale, floor)
+
+    def _shift(self, inputs: Tensor | None) -> Tensor:
+        """:math:`B u + b`, ``(out,)`` or ``(..., time, out)``."""
+        u = inputs_of(self, inputs, self.offset)
+        return self.offset if u is None else linear(u, self.input_matrix, self.offset)
+
+    def _law(self, x: Tensor, inputs: Tensor | None) -> Any:
+        return noise_law(self, linear(x, self.matrix, self._shift(inputs)))
+
+    def _affine(self, inputs: Tensor | None, size: int) -> Affine:
+        shift = with_time(self._shift(inputs), 1)
+        return Affine(with_time(self.matrix, 2), shift.expand(shift.shape[:-1] + (size,)), noise_tril(self, size))

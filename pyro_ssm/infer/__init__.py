@@ -1,0 +1,35 @@
+"""Inference: fitting, bounds, and what they need."""
+
+from pyro_ssm.infer.annealing import kl_annealing, linear_annealing, warmup_cosine
+from pyro_ssm.infer.diagnose import FitError
+from pyro_ssm.infer.elbo import IWAE, FreeBits
+from pyro_ssm.infer.fit import FitResult, fit
+from pyro_ssm.infer.gaussian import KalmanFiltered, KalmanSmoothed, kalman_filter, kalman_smoother, sample_posterior
+from pyro_ssm.infer.importance import ImportanceEstimate, LowerBound, evidence_lower_bound, importance_log_likelihood
+from pyro_ssm.infer.local_parameters import local_parameters
+from pyro_ssm.infer.marginal import Marginal, MarginalLaw
+from pyro_ssm.infer.prior import sample_prior
+
+__all__ = [
+    "IWAE",
+    "FitError",
+    "FitResult",
+    "FreeBits",
+    "ImportanceEstimate",
+    "KalmanFiltered",
+    "KalmanSmoothed",
+    "LowerBound",
+    "Marginal",
+    "MarginalLaw",
+    "evidence_lower_bound",
+    "fit",
+    "importance_log_likelihood",
+    "kalman_filter",
+    "kalman_smoother",
+    "kl_annealing",
+    "linear_annealing",
+    "local_parameters",
+    "sample_posterior",
+    "sample_prior",
+    "warmup_cosine",
+]
