@@ -91,9 +91,7 @@ class TestDicts:
 
     def test_chunks_change_nothing_but_memory(self):
         rates, states = torch.rand(7).double(), torch.randn(7, 4, 2).double()
-        draws = posterior_draws(
-            random_rate_model(), {"transition.rate": rates, "z": states}, some_data(), 7, chunk=3
-        )
+        draws = posterior_draws(random_rate_model(), {"transition.rate": rates, "z": states}, some_data(), 7, chunk=3)
         assert torch.equal(draws.parameters["transition.rate"], rates) and torch.equal(draws.states, states)
 
     def test_draws_by_chain_are_flattened(self):
