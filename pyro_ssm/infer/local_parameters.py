@@ -35,7 +35,7 @@ def local_parameters() -> Iterator[None]:
     """
     # Pyro gives a module this table when it is made, and only if the mode is on by then; the others find it here
     before = vars(_Context).get("param_state")
-    _Context.param_state = {"params": {}, "constraints": {}}
+    _Context.param_state = {"params": {}, "constraints": {}}  # type: ignore[misc]
     try:
         with pyro.settings.context(module_local_params=True):
             yield
