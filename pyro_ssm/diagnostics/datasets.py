@@ -18,7 +18,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.diagnostics.axes import Axes
 from pyro_ssm.diagnostics.densities import Densities, densities, log_prior, log_weight, one_step
 from pyro_ssm.guides import Guide
-from pyro_ssm.infer.fit import FitResult
+from pyro_ssm.infer import FitResult
 from pyro_ssm.models import StateSpaceModel, emission_law, history
 from pyro_ssm.predict import Forecast, PosteriorDraws, posterior_draws
 from pyro_ssm.predict.parameters import by_dotted_name

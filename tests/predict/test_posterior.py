@@ -179,6 +179,28 @@ class TestPrograms:
         assert torch.equal(draws.parameters["transition.rate"], samples["transition.rate"])
         assert torch.equal(draws.states, samples["z"])
 
+    def test_mcmc_with_states_integrated_out(self):
+        """Each path is drawn exactly given the draw of the parameter beside it."""
+        model, data = random_rate_model(), some_data((3,))
+        exactly = ssm.infer.Marginal(model, filter=ssm.infer.kalman_filter)
+        mcmc = MCMC(NUTS(exactly, max_tree_depth=3), num_samples=5, warmup_steps=3, disable_progbar=True)
+        mcmc.run(data)
+        rates = mcmc.get_samples()["transition.rate"]
+        draws = posterior_draws(model, mcmc, data, 5 * 4000)
+        assert torch.equal(draws.parameters["transition.rate"][::4000, 0], rates)
+        (mean, cov), _ = exact(model, data.series(2), rates[3])
+        assert_moments(draws.states[3 * 4000 : 4 * 4000, 2].flatten(1), mean, cov)
+
+    def test_a_fit_with_states_integrated_out(self):
+        from pyro.infer.autoguide import AutoNormal
+
+        model, data = random_rate_model(), some_data((3,))
+        exactly = ssm.infer.Marginal(model, filter=ssm.infer.kalman_filter)
+        fitted = ssm.infer.fit(exactly, AutoNormal(exactly), data, num_steps=3, progress=False)
+        draws = posterior_draws(model, fitted, data, 7)
+        assert draws.parameters["transition.rate"].shape == (7, 1) and draws.states.shape == (7, 3, 4, 2)
+        assert draws.parameters["transition.rate"].unique().numel() == 7
+
     def test_guide_over_parameters_alone(self):
         model, data = random_rate_model(), some_data((3,))
 
