@@ -32,13 +32,14 @@ def is_bound(module: nn.Module) -> bool:
     >>> is_bound(component), is_bound(bind(component))
     (False, True)
     """
-    return type(module) in _bound_classes.values()
+    return "_is_bound" in type(module).__dict__
 
 
 def _bound_class(cls: type) -> type:
     """A subclass of ``cls`` (so that capabilities hold) whose attribute access and calls are those of a plain ``nn.Module``."""
     if cls not in _bound_classes:
         plain = {"__getattr__": nn.Module.__getattr__, "__call__": nn.Module.__call__, "__module__": cls.__module__}
+        plain["_is_bound"] = True
         _bound_classes[cls] = type(cls)(f"Bound{cls.__name__}", (cls,), plain)
     return _bound_classes[cls]
 

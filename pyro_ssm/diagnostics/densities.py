@@ -88,7 +88,7 @@ def log_prior(model: StateSpaceModel, parameters: dict[str, Tensor], number: int
     total = torch.zeros(number, dtype=torch.float64)
     values = {site_name(model, name): value for name, value in parameters.items()}
     with (
-        local_parameters(model),
+        local_parameters(),
         pyro.poutine.block(),
         pyro.poutine.trace() as traced,
         pyro.poutine.condition(data=values),
@@ -115,6 +115,6 @@ def log_weight(model: StateSpaceModel, guide: Guide, draws: PosteriorDraws, data
     >>> log_weight(model, guide, draws, data, densities(model, draws, data).joint).shape
     torch.Size([5, 3])
     """
-    with local_parameters(guide), pyro.poutine.block():
+    with local_parameters(), pyro.poutine.block():
         path = guide.path(data, guide.bind_model(draws.parameters))
         return joint - path.log_prob(draws.states)

@@ -31,7 +31,7 @@ def event_dims(model: StateSpaceModel) -> dict[str, int]:
     >>> event_dims(model)["transition.offset"], event_dims(model)["transition.matrix"]
     (1, 2)
     """
-    with torch.no_grad(), local_parameters(model), pyro.poutine.block(), pyro.poutine.trace() as traced:
+    with torch.no_grad(), local_parameters(), pyro.poutine.block(), pyro.poutine.trace() as traced:
         model.bind()
     sites = traced.trace.nodes
     dims = {}

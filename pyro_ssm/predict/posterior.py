@@ -107,7 +107,7 @@ def draw_chunks(
     total = source.num_draws if num_samples is None else num_samples
     step = total if chunk is None else chunk
     for start in range(0, total, step):
-        with torch.no_grad(), local_parameters(model), pyro.poutine.block():
+        with torch.no_grad(), local_parameters(), pyro.poutine.block():
             part = source.draw(range(start, min(start + step, total)), total)
         yield part
 
@@ -130,7 +130,7 @@ class _Amortised(_Source):
 
     def draw(self, which: range, total: int) -> PosteriorDraws:
         parameters, number = {}, len(which)
-        with local_parameters(self.guide):
+        with local_parameters():
             if random_parameters(self.guide.model):
                 drawn = Predictive(self.guide.parameters_given, num_samples=number, parallel=True)(self.data)
                 parameters = _aligned(self.guide.model, drawn, self.data)
@@ -195,7 +195,7 @@ def _source(model: StateSpaceModel, posterior: Any, data: TimeSeries, num_sample
     if isinstance(posterior, Mapping):
         return _from_draws(model, data, posterior, others_allowed=False)
     if isinstance(posterior, (AutoGuide, EmptyGuide)) or isfunction(posterior):  # of Marginal(model)
-        with torch.no_grad(), local_parameters(posterior), pyro.poutine.block():
+        with torch.no_grad(), local_parameters(), pyro.poutine.block():
             drawn = Predictive(posterior, num_samples=num_samples or DEFAULT_DRAWS, parallel=True)(data)
         return _from_draws(model, data, drawn, others_allowed=True)
     raise TypeError(
