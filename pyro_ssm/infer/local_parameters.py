@@ -41,6 +41,6 @@ def local_parameters() -> Iterator[None]:
             yield
     finally:
         if before is None:
-            del _Context.param_state
+            del _Context.param_state  # type: ignore[misc]
         else:
             _Context.param_state = before
