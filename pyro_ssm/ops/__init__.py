@@ -1,0 +1,20 @@
+"""Operators on plain tensors: no Pyro, no models; each fast one stands beside a reference in a few plain lines."""
+
+from pyro_ssm.ops.kalman import (
+    backward_conditionals,
+    backward_sample_reference,
+    kalman_filter_reference,
+    kalman_smoother_reference,
+)
+from pyro_ssm.ops.linalg import tria
+from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
+
+__all__ = [
+    "backward_conditionals",
+    "backward_sample_reference",
+    "kalman_filter_reference",
+    "kalman_smoother_reference",
+    "linear_scan",
+    "linear_scan_reference",
+    "tria",
+]
