@@ -1,0 +1,218 @@
+"""Two ways to the gradient of a bound: an ELBO as a module, and Pyro's global parameter store."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_ssm.infer.local_parameters import local_parameters
+
+__all__ = [
+    "AbstractGradient",
+    "EmptyGuide",
+    "ModuleGradient",
+    "StoreGradient",
+    "gradient_of",
+    "has_differentiable_loss",
+]
+
+
+class EmptyGuide(PyroModule):
+    """A guide for models without latent sites: the bound is then the log-likelihood itself.
+
+    >>> from pyro_ssm.infer.fit_gradient import EmptyGuide
+    >>> EmptyGuide()(None) is None
+    True
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="guide")
+
+    def forward(self, data: Any) -> None:
+        return None
+
+
+def has_differentiable_loss(loss: ELBO) -> bool:
+    """Whether an ELBO works as a module (``RenyiELBO``, ``TraceGraph_ELBO`` and ``ReweightedWakeSleep`` do not).
+
+    >>> from pyro.infer import RenyiELBO, Trace_ELBO
+    >>> from pyro_ssm.infer.fit_gradient import has_differentiable_loss
+    >>> has_differentiable_loss(Trace_ELBO()), has_differentiable_loss(RenyiELBO())
+    (True, False)
+    """
+    return callable(getattr(loss, "differentiable_loss", None))
+
+
+def _state_dict(program: Callable[..., Any]) -> dict[str, Tensor]:
+    return dict(program.state_dict()) if isinstance(program, nn.Module) else {}
+
+
+class AbstractGradient(ABC):
+    """How to get the loss and its gradient; the parameters exist after :meth:`initialise`.
+
+    >>> from pyro_ssm.infer.fit_gradient import AbstractGradient, ModuleGradient
+    >>> issubclass(ModuleGradient, AbstractGradient)
+    True
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], loss: ELBO) -> None:
+        self.model, self.guide, self.loss = model, guide, loss
+        self.parameters: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def context(self) -> AbstractContextManager[Any]:
+        """Where everything must run."""
+
+    @abstractmethod
+    def initialise(self, batch: Any) -> None:
+        """Run model and guide once, so that parameters that are made lazily exist."""
+
+    @abstractmethod
+    def loss_and_grads(self, batch: Any, divisor: int) -> Tensor:
+        """The loss (nats, detached); adds the gradient of ``loss / divisor`` to the parameters."""
+
+    def evaluate(self, loss: ELBO, data: Any) -> float:
+        """A loss (nats) without gradient."""
+        with torch.no_grad():
+            value = loss.loss(self.model, self.guide, data)
+        return float(value[0] if isinstance(value, tuple) else value)
+
+    def train(self, mode: bool) -> None:
+        """Training or evaluation mode of model and guide."""
+        for program in (self.model, self.guide):
+            if isinstance(program, nn.Module):
+                program.train(mode)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Everything that is learned, and the buffers."""
+        return {"model": _state_dict(self.model), "guide": _state_dict(self.guide)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Copy a state into the present tensors."""
+        for name, program in (("model", self.model), ("guide", self.guide)):
+            if isinstance(program, nn.Module):
+                program.load_state_dict(state[name])
+
+
+class ModuleGradient(AbstractGradient):
+    """``loss(model, guide)`` as a ``torch.nn.Module``; each module owns its parameters."""
+
+    def __init__(self, model: nn.Module, guide: nn.Module, loss: ELBO) -> None:
+        super().__init__(model, guide, loss)
+        self.module = loss(model, guide)
+
+    def context(self) -> AbstractContextManager[Any]:
+        return local_parameters(self.model, self.guide)
+
+    def initialise(self, batch: Any) -> None:
+        with torch.no_grad():
+            self.module(batch)
+        self.parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def loss_and_grads(self, batch: Any, divisor: int) -> Tensor:
+        value = self.module(batch)
+        if isinstance(value, Tensor) and value.requires_grad:
+            (value / divisor).backward()
+        return torch.as_tensor(value).detach()
+
+
+class StoreGradient(AbstractGradient):
+    """``loss.loss_and_grads(model, guide)`` as :class:`pyro.infer.SVI` calls it, with parameters in Pyro's global store."""
+
+    def context(self) -> AbstractContextManager[Any]:
+        return pyro.settings.context(module_local_params=False)
+
+    def initialise(self, batch: Any) -> None:
+        self._refuse_strangers()
+        with poutine.trace(param_only=True) as capture:
+            self.evaluate(self.loss, batch)
+        found = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+        self.parameters = {name: p for name, p in found.items() if p.requires_grad}
+
+    def _refuse_strangers(self) -> None:
+        """A name in the store that belongs to another tensor would be read, and trained, in place of the module's."""
+        store = pyro.get_param_store()
+        owners: dict[str, Tensor] = {}
+        for program in (self.model, self.guide):
+            for name, own in stored_names(program).items():
+                if owners.setdefault(name, own) is not own:
+                    raise RuntimeError(
+                        f"model and guide both call a parameter `{name}`, and would share it silently. Name the root of the "
+                        'guide: PyroModule.__init__(name="guide")'
+                    )
+        strangers = [name for name, own in owners.items() if name in store and store._params[name] is not own]
+        if strangers:
+            raise RuntimeError(
+                f"{type(self.loss).__name__} trains through Pyro's global parameter store, in which {strangers} belong to another "
+                "model or guide: this one would not be trained. Call pyro.clear_param_store() first"
+            )
+
+    def loss_and_grads(self, batch: Any, divisor: int) -> Tensor:
+        value = self.loss.loss_and_grads(self.model, self.guide, batch)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if gradients and divisor != 1:
+            torch._foreach_mul_(gradients, 1 / divisor)
+        return torch.as_tensor(value[0] if isinstance(value, tuple) else value).detach()
+
+    def _loose(self) -> dict[str, Tensor]:
+        """Parameters of plain functions, that live in the store only."""
+        modules = [program for program in (self.model, self.guide) if isinstance(program, nn.Module)]
+        owned = {id(p) for module in modules for p in module.parameters()}
+        return {name: p for name, p in self.parameters.items() if id(p) not in owned}
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {**super().state_dict(), "store": {name: p.detach() for name, p in self._loose().items()}}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        super().load_state_dict(state)
+        for name, parameter in self._loose().items():
+            parameter.copy_(state["store"][name])
+
+
+def stored_names(program: Callable[..., Any]) -> dict[str, Tensor]:
+    """The names under which a module's parameters enter Pyro's global store.
+
+    >>> import torch
+    >>> from pyro.nn import PyroModule
+    >>> from pyro_ssm.infer.fit_gradient import stored_names
+    >>> module = PyroModule("guide")
+    >>> module.net = torch.nn.Linear(1, 1)
+    >>> list(stored_names(module))
+    ['guide.net$$$weight', 'guide.net$$$bias']
+    """
+    names: dict[str, Tensor] = {}
+    for module in program.modules() if isinstance(program, nn.Module) else ():
+        if not isinstance(module, PyroModule):
+            continue
+        prefix = f"{module._pyro_name}." if module._pyro_name else ""
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                names[prefix + name.removesuffix("_unconstrained")] = parameter
+        for name, child in module._modules.items():
+            if child is not None and not isinstance(child, PyroModule):
+                names.update({f"{prefix}{name}$$${inner}": p for inner, p in child.named_parameters()})
+    return names
+
+
+def gradient_of(model: Callable[..., Any], guide: Callable[..., Any], loss: ELBO) -> AbstractGradient:
+    """The module way where model and guide are modules and the loss has ``differentiable_loss``, Pyro's store otherwise.
+
+    >>> from pyro.infer import RenyiELBO
+    >>> from pyro_ssm.infer.fit_gradient import EmptyGuide, gradient_of
+    >>> type(gradient_of(EmptyGuide(), EmptyGuide(), RenyiELBO())).__name__
+    'StoreGradient'
+    """
+    if isinstance(model, nn.Module) and isinstance(guide, nn.Module) and has_differentiable_loss(loss):
+        return ModuleGradient(model, guide, loss)
+    return StoreGradient(model, guide, loss)
