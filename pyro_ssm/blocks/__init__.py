@@ -9,11 +9,13 @@ from pyro_ssm.blocks.positive import (
     positive_parameter,
     softplus_above,
 )
+from pyro_ssm.blocks.recurrent import RecurrentEncoder
 
 __all__ = [
     "MLP",
     "CholeskyAbove",
     "Linear",
+    "RecurrentEncoder",
     "SoftplusAbove",
     "activation_function",
     "cholesky_parameter",

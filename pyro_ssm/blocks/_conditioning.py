@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-
-from pyro_ssm.components import Component
 
 __all__ = ["check_state", "concatenate", "inputs_of"]
 
 _SHORTEST_GAP = 1e-6  # the logarithm of a gap of zero, as padding may have, would be a NaN in the gradient
 
 
-def check_state(component: Component, state: Tensor) -> None:
+def check_state(component: Any, state: Tensor) -> None:
     """Raise unless the last dimension of ``state`` is the component's ``state_dim``."""
     if state.shape[-1] != component.state_dim:
         raise ValueError(
@@ -21,7 +21,7 @@ def check_state(component: Component, state: Tensor) -> None:
         )
 
 
-def inputs_of(component: Component, inputs: Tensor | None, like: Tensor) -> Tensor | None:
+def inputs_of(component: Any, inputs: Tensor | None, like: Tensor) -> Tensor | None:
     """The inputs in the dtype of ``like``, or None for a component of ``input_dim=0``, which ignores them."""
     if component.input_dim == 0:
         return None
@@ -29,13 +29,13 @@ def inputs_of(component: Component, inputs: Tensor | None, like: Tensor) -> Tens
 
 
 def concatenate(
-    component: Component, state: Tensor, inputs: Tensor | None, memory: Tensor | None, gap: Tensor | None = None
+    component: Any, state: Tensor, inputs: Tensor | None, memory: Tensor | None, gap: Tensor | None = None
 ) -> Tensor:
     """``(..., time, state + input_dim + memory_dim (+ 1))``: what a network sees; a gap enters as its logarithm."""
     check_state(component, state)
     parts = [state]
-    if component.input_dim:
-        parts.append(inputs_of(component, inputs, state))
+    if (given := inputs_of(component, inputs, state)) is not None:
+        parts.append(given)
     if component.memory_dim:
         parts.append(_given(component, "memory", "memory_dim", memory, component.memory_dim))
     if gap is not None:
@@ -46,7 +46,7 @@ def concatenate(
     return torch.cat([part.expand(lead + part.shape[-1:]) for part in parts], -1)
 
 
-def _given(component: Component, name: str, size_name: str, value: Tensor | None, size: int) -> Tensor:
+def _given(component: Any, name: str, size_name: str, value: Tensor | None, size: int) -> Tensor:
     if value is None:
         raise ValueError(
             f"{_name(component)} has {size_name}={size}, so it needs `{name}` of shape (..., time, {size}), got None. "
@@ -60,5 +60,5 @@ def _given(component: Component, name: str, size_name: str, value: Tensor | None
     return value
 
 
-def _name(component: Component) -> str:
+def _name(component: Any) -> str:
     return type(component).__name__.removeprefix("Bound")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -57,7 +58,7 @@ class AffineNormal(AffineGaussian):
     It is the body of ``dynamics.LinearNormal`` and ``emissions.LinearNormal``.
     """
 
-    event_dims: ClassVar[dict[str, int]] = {
+    event_dims: ClassVar[Mapping[str, int]] = {
         "matrix": 2,
         "input_matrix": 2,
         "offset": 1,
@@ -65,9 +66,7 @@ class AffineNormal(AffineGaussian):
         "scale_tril": 2,
     }
 
-    def _declare(
-        self, matrix: Tensor, input_dim: int, covariance: str, scale: float | Tensor, floor: float
-    ) -> None:
+    def _declare(self, matrix: Tensor, input_dim: int, covariance: str, scale: float | Tensor, floor: float) -> None:
         size = matrix.shape[0]
         self.input_dim = check_size("input_dim", input_dim, least=0)
         self.matrix = nn.Parameter(matrix.clone())
@@ -78,7 +77,7 @@ class AffineNormal(AffineGaussian):
 
     def _shift(self, inputs: Tensor | None) -> Tensor:
         """:math:`B u + b`, ``(out,)`` or ``(..., time, out)``."""
-        u = inputs_of(self, inputs, self.offset)  # type: ignore[arg-type]  # the mixin's host is a Component
+        u = inputs_of(self, inputs, self.offset)
         return self.offset if u is None else linear(u, self.input_matrix, self.offset)
 
     def _law(self, x: Tensor, inputs: Tensor | None) -> Any:
@@ -86,6 +85,4 @@ class AffineNormal(AffineGaussian):
 
     def _affine(self, inputs: Tensor | None, size: int) -> Affine:
         shift = with_time(self._shift(inputs), 1)
-        return Affine(
-            with_time(self.matrix, 2), shift.expand(shift.shape[:-1] + (size,)), noise_tril(self, size)
-        )
+        return Affine(with_time(self.matrix, 2), shift.expand(shift.shape[:-1] + (size,)), noise_tril(self, size))

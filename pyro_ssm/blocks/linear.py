@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -54,7 +55,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _one_matrix_per_lead(x: Tensor, matrix: Tensor) -> Tensor:
-    """``x @ matrix`` for ``matrix`` ``(*lead, in, out)``; the last leads of size 1 join the rows, so nothing is copied."""
+    """``x @ matrix`` for ``matrix`` ``(*lead, in, out)``; last leads of size 1 join the rows: no copies."""
     lead = matrix.shape[:-2]
     shared = 0
     while shared < min(len(lead), x.dim() - 2) and lead[-1 - shared] == 1:
@@ -89,7 +90,7 @@ class Linear(PyroModule):
     torch.Size([3, 5, 4])
     """
 
-    event_dims: ClassVar[dict[str, int]] = {"weight": 2, "bias": 1}
+    event_dims: ClassVar[Mapping[str, int]] = {"weight": 2, "bias": 1}
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
@@ -100,11 +101,12 @@ class Linear(PyroModule):
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound))
         else:
-            self.bias = None
+            self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., time, in)`` to ``(..., time, out)``."""
         return linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows."""
         return f"{self.in_features}, {self.out_features}" + (", bias=False" if self.bias is None else "")

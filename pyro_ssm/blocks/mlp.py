@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from pyro import distributions as dist
@@ -74,7 +74,8 @@ class MLP(PyroModule):
     ) -> None:
         super().__init__()
         sizes = (in_features, *hidden_sizes(hidden), out_features)
-        self.layers = PyroModule[nn.ModuleList](Linear(i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        layers: Any = PyroModule[nn.ModuleList]  # mypy does not know this class factory
+        self.layers = layers(Linear(i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
         self.activation = activation
         activation_function(activation)
 
@@ -87,6 +88,7 @@ class MLP(PyroModule):
         return last(x)
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows."""
         return f"activation={self.activation}" if isinstance(self.activation, str) else ""
 
 
@@ -114,7 +116,7 @@ def with_normal_priors(module: Module, scale: float = 1.0) -> Module:
     ['layers.0.weight', 'layers.0.bias', 'layers.1.weight', 'layers.1.bias']
     """
     scale = check_positive("scale", scale)
-    layers = [layer for layer in module.modules() if isinstance(layer, Linear)]
+    layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, Linear)]
     if not layers:
         raise ValueError(f"with_normal_priors found no blocks.Linear below {type(module).__name__}")
     for layer in layers:

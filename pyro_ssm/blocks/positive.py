@@ -50,6 +50,7 @@ class CholeskyAbove(type(constraints.lower_cholesky)):  # type: ignore[misc]
         self.floor = floor
 
     def check(self, value: Tensor) -> Tensor:
+        """Whether each matrix satisfies the constraint."""
         above = (value.diagonal(dim1=-2, dim2=-1) > self.floor).all(-1)
         return super().check(value) & above
 
@@ -95,7 +96,7 @@ def softplus_above(value: Tensor, floor: float) -> Tensor:
     return F.softplus(value) + floor
 
 
-def positive_parameter(name: str, init: float | Tensor, size: int, floor: float) -> PyroParam:
+def positive_parameter(name: str, init: float | Tensor, size: int, floor: float) -> Any:
     """A learnable vector ``(size,)`` above ``floor``, one event dim.
 
     Args:
@@ -103,6 +104,9 @@ def positive_parameter(name: str, init: float | Tensor, size: int, floor: float)
         init: its first value, a number or a tensor that broadcasts to ``(size,)``.
         size: how many entries.
         floor: the lower bound of the learnable parameter, positive.
+
+    Returns:
+        A ``PyroParam``, to be assigned to an attribute of a component.
 
     Raises:
         ValueError: an entry of ``init`` does not lie above ``floor``, or has the wrong shape.
@@ -124,7 +128,7 @@ def positive_parameter(name: str, init: float | Tensor, size: int, floor: float)
     return PyroParam(value.expand(size).clone(), constraint=SoftplusAbove(floor), event_dim=1)
 
 
-def cholesky_parameter(name: str, init: float | Tensor, size: int, floor: float) -> PyroParam:
+def cholesky_parameter(name: str, init: float | Tensor, size: int, floor: float) -> Any:
     """A learnable lower triangular ``(size, size)`` factor whose diagonal lies above ``floor``, two event dims.
 
     Args:
@@ -132,6 +136,9 @@ def cholesky_parameter(name: str, init: float | Tensor, size: int, floor: float)
         init: a number or vector (the diagonal), or a whole lower triangular matrix.
         size: the number of rows.
         floor: the lower bound of the diagonal, positive.
+
+    Returns:
+        A ``PyroParam``, to be assigned to an attribute of a component.
 
     Raises:
         ValueError: the diagonal of ``init`` does not lie above ``floor``, or has the wrong shape.

@@ -2,6 +2,6 @@
 
 from pyro_ssm.dynamics.initial import NormalInitial
 from pyro_ssm.dynamics.linear import LinearNormal
-from pyro_ssm.dynamics.neural import GatedTransition
+from pyro_ssm.dynamics.neural import FunctionTransition, GatedTransition, MLPTransition
 
-__all__ = ["GatedTransition", "LinearNormal", "NormalInitial"]
+__all__ = ["FunctionTransition", "GatedTransition", "LinearNormal", "MLPTransition", "NormalInitial"]

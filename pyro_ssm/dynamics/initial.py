@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -45,7 +46,7 @@ class NormalInitial(Initial, Gaussian):
     (torch.Size([7, 1]), torch.Size([2]))
     """
 
-    event_dims: ClassVar[dict[str, int]] = {"loc": 1, "input_matrix": 2, "scale": 1, "scale_tril": 2}
+    event_dims: ClassVar[Mapping[str, int]] = {"loc": 1, "input_matrix": 2, "scale": 1, "scale_tril": 2}
 
     def __init__(
         self,
@@ -69,12 +70,11 @@ class NormalInitial(Initial, Gaussian):
 
     def forward(self, time: Tensor, inputs: Tensor | None, memory: Tensor | None = None) -> Any:
         """The law of the first state; ``time`` ``(..., 1)``, ``inputs`` ``(..., 1, input)`` or None."""
-        loc = self.loc
-        u = inputs_of(self, inputs, loc)
-        if u is not None:
-            loc = linear(u, self.input_matrix, loc)
+        u = inputs_of(self, inputs, self.loc)
+        loc = self.loc if u is None else linear(u, self.input_matrix, self.loc)
         batch = torch.broadcast_shapes(loc.shape[:-1], time.shape)
         return noise_law(self, loc.expand(batch + (self.state_dim,)))
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows."""
         return f"state_dim={self.state_dim}, input_dim={self.input_dim}, covariance={self.covariance!r}"

@@ -73,4 +73,5 @@ class LinearNormal(AffineNormal, Transition):
         return self._affine(inputs, self.state_dim)
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows."""
         return f"state_dim={self.state_dim}, input_dim={self.input_dim}, covariance={self.covariance!r}"

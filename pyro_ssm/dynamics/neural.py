@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_ssm.blocks._checks import check_positive, check_size
-from pyro_ssm.blocks._conditioning import concatenate
+from pyro_ssm.blocks._conditioning import check_state, concatenate
 from pyro_ssm.blocks._gaussian import diagonal_normal
 from pyro_ssm.blocks.linear import Linear
-from pyro_ssm.blocks.positive import softplus_above
+from pyro_ssm.blocks.mlp import MLP
+from pyro_ssm.blocks.positive import positive_parameter, softplus_above
 from pyro_ssm.components import Gaussian, Transition, gap
 
-__all__ = ["GatedTransition"]
+__all__ = ["FunctionTransition", "GatedTransition", "MLPTransition"]
 
 
 class GatedTransition(Transition, Gaussian):
@@ -90,7 +92,136 @@ class GatedTransition(Transition, Gaussian):
         return diagonal_normal(loc, softplus_above(self.raw_scale(F.relu(proposal)), self.floor))
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows."""
         return (
             f"state_dim={self.state_dim}, hidden_dim={self.hidden_dim}, input_dim={self.input_dim}, "
             f"memory_dim={self.memory_dim}, uses_gap={self.uses_gap}"
         )
+
+
+class MLPTransition(Transition, Gaussian):
+    """A feed-forward Gaussian transition,
+
+    .. math::
+        (f, a) = \\text{MLP}(x), \\qquad z_{k+1} \\sim N(z_k + f, \\text{diag}(s^2)), \\qquad
+        s = \\text{floor} + \\log(1 + e^a),
+
+    where :math:`x` is the state with the inputs, the memory and (``uses_gap``) the logarithm of the gap beside it.
+    Without ``residual`` the mean is :math:`f`.
+
+    Args:
+        state_dim: size of the state.
+        hidden: sizes of the hidden layers: a number, a sequence, or ``()`` for an affine map.
+        input_dim: size of the inputs; 0 ignores them.
+        memory_dim: size of the memory's summary; 0 ignores it.
+        residual: whether the network's output is added to the state.
+        uses_gap: whether the network sees the logarithm of the time gap (one more feature).
+        activation: of the hidden layers (see ``blocks.activation_function``).
+        floor: least standard deviation.
+
+    Raises:
+        ValueError: a size is wrong; or, when called, the state, inputs or memory have another size or are missing.
+
+    >>> import torch
+    >>> from pyro_ssm.dynamics import MLPTransition
+    >>> times = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
+    >>> law = MLPTransition(state_dim=2, hidden=8, uses_gap=True)(torch.zeros(2, 2), times[:-1], times[1:], None)
+    >>> bool((law.mean[0] == law.mean[1]).any())       # same state, another gap
+    False
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        hidden: int | Sequence[int],
+        input_dim: int = 0,
+        memory_dim: int = 0,
+        residual: bool = True,
+        uses_gap: bool = False,
+        activation: str | Callable[[Tensor], Tensor] = "relu",
+        floor: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.state_dim = check_size("state_dim", state_dim)
+        self.input_dim = check_size("input_dim", input_dim, least=0)
+        self.memory_dim = check_size("memory_dim", memory_dim, least=0)
+        self.residual = residual
+        self.uses_gap = uses_gap
+        self.floor = check_positive("floor", floor)
+        self.network = MLP(state_dim + input_dim + memory_dim + uses_gap, hidden, 2 * state_dim, activation)
+
+    def forward(
+        self, state: Tensor, time: Tensor, next_time: Tensor, inputs: Tensor | None, memory: Tensor | None = None
+    ) -> Any:
+        """The law of the next states; ``state`` ``(..., time, state)``."""
+        x = concatenate(self, state, inputs, memory, gap(time, next_time, state) if self.uses_gap else None)
+        loc, raw_scale = self.network(x).chunk(2, dim=-1)
+        return diagonal_normal(state + loc if self.residual else loc, softplus_above(raw_scale, self.floor))
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        return (
+            f"state_dim={self.state_dim}, input_dim={self.input_dim}, memory_dim={self.memory_dim}, "
+            f"residual={self.residual}, uses_gap={self.uses_gap}"
+        )
+
+
+class FunctionTransition(Transition, Gaussian):
+    """A Gaussian transition around a known function,
+
+    .. math:: z_{k+1} \\sim N(f(z_k, u_k), \\text{diag}(s^2)).
+
+    For grey-box models: what is known of the motion is written down, and its unknown constants are parameters of a
+    ``PyroModule``, to learn or to give priors (bind names them ``function.name``).
+
+    Args:
+        state_dim: size of the state.
+        function: ``f(state, inputs)`` from ``(..., time, state)`` to the same shape; a ``PyroModule`` (parameters found
+            by ``bind``), another module, or a plain function. It gets ``inputs`` as the data has them (or None).
+        scale: first value of the standard deviations ``scale`` ``(state,)``.
+        floor: lower bound of the learnable standard deviations.
+
+    Raises:
+        TypeError: ``function`` cannot be called.
+        ValueError: a size is wrong; or, when called, the state or the function's value has another size.
+
+    >>> import torch
+    >>> from pyro_ssm.dynamics import FunctionTransition
+    >>> times = torch.arange(5, dtype=torch.float64)
+    >>> transition = FunctionTransition(1, lambda z, u: 2 * torch.sin(z) + z, scale=5.0**0.5)
+    >>> transition(torch.ones(4, 1), times[:-1], times[1:], None).mean[0]
+    tensor([2.6829])
+    """
+
+    event_dims: ClassVar[Mapping[str, int]] = {"scale": 1}
+
+    def __init__(
+        self,
+        state_dim: int,
+        function: Callable[[Tensor, Tensor | None], Tensor],
+        scale: float | Tensor = 0.5,
+        floor: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.state_dim = check_size("state_dim", state_dim)
+        if not callable(function):
+            raise TypeError(f"`function` must be callable as f(state, inputs), got {function!r}")
+        self.function = function
+        self.scale = positive_parameter("scale", scale, state_dim, floor)
+
+    def forward(
+        self, state: Tensor, time: Tensor, next_time: Tensor, inputs: Tensor | None, memory: Tensor | None = None
+    ) -> Any:
+        """The law of the next states; ``state`` ``(..., time, state)``."""
+        check_state(self, state)
+        loc = self.function(state, inputs)
+        if loc.shape[-2:] != state.shape[-2:]:
+            raise ValueError(
+                f"`function` must return the next state of shape (..., {state.shape[-2]}, {self.state_dim}), "
+                f"got {tuple(loc.shape)} for a state of shape {tuple(state.shape)}"
+            )
+        return diagonal_normal(loc, self.scale)
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        return f"state_dim={self.state_dim}"

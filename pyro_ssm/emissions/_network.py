@@ -42,6 +42,7 @@ class NetworkEmission(Emission):
         return self.network(concatenate(self, state, inputs, memory))
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows."""
         return (
             f"state_dim={self.state_dim}, obs_dim={self.obs_dim}, input_dim={self.input_dim}, "
             f"memory_dim={self.memory_dim}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -19,7 +19,7 @@ __all__ = ["Normal"]
 class _LocationScale(NetworkEmission):
     """A network's location, and a scale that is a parameter or the network's as well."""
 
-    event_dims: ClassVar[dict[str, int]] = {"scale": 1}
+    event_dims: ClassVar[Mapping[str, int]] = {"scale": 1}
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class _LocationScale(NetworkEmission):
         return loc, softplus_above(raw_scale, self.floor)
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows."""
         return f"{super().extra_repr()}, network_scale={self.network_scale}"
 
 

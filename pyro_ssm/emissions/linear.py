@@ -73,6 +73,7 @@ class LinearNormal(AffineNormal, Emission):
         return self._affine(inputs, self.obs_dim)
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows."""
         return (
             f"state_dim={self.state_dim}, obs_dim={self.obs_dim}, input_dim={self.input_dim}, "
             f"covariance={self.covariance!r}"

@@ -1,0 +1,156 @@
+"""Recurrent encoders of ragged batches: padding never leaks into an output or a gradient."""
+
+from __future__ import annotations
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_ssm.blocks._checks import check_choice, check_size
+
+__all__ = ["RecurrentEncoder"]
+
+_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
+
+
+class _Direction(PyroModule):
+    """One recurrent network from left to right, with a first state that may be learnable."""
+
+    def __init__(
+        self, in_features: int, hidden_dim: int, cell: str, num_layers: int, dropout: float, learn_start: bool
+    ) -> None:
+        super().__init__()
+        self.recurrent = _CELLS[cell](in_features, hidden_dim, num_layers, batch_first=True, dropout=dropout)
+        self.is_lstm = cell == "lstm"
+        if learn_start:
+            self.start = nn.Parameter(torch.zeros(1 + self.is_lstm, num_layers, 1, hidden_dim))
+        else:
+            self.register_parameter("start", None)
+
+    def forward(self, features: Tensor) -> Tensor:
+        start = self.start
+        if start is None:
+            return self.recurrent(features)[0]
+        first = start.expand(start.shape[:-2] + (features.shape[0], start.shape[-1])).contiguous()
+        return self.recurrent(features, (first[0], first[1]) if self.is_lstm else first[0])[0]
+
+
+class RecurrentEncoder(PyroModule):
+    """A recurrent network over each series' own steps, from the past, from the future, or both,
+
+    .. math::
+        \\overrightarrow{h}_k = f(x_k, \\overrightarrow{h}_{k-1}), \\qquad
+        \\overleftarrow{h}_k = g(x_k, \\overleftarrow{h}_{k+1}), \\qquad
+        \\overleftarrow{h}_{n+1} = \\overleftarrow{h}^{\\text{start}} \\text{ at the series' own length } n.
+
+    The future direction reverses each series within its own length, runs an ordinary network, and turns its outputs
+    back. What stands in padding (NaN included) changes no output and no gradient; outputs there are 0. A ragged batch
+    equals a loop over its series to rounding. Nothing waits for the device.
+
+    Args:
+        in_features: features of a step.
+        hidden_dim: features of each output.
+        direction: ``"past"``, ``"future"`` or ``"both"``.
+        cell: ``"gru"``, ``"lstm"`` or ``"rnn"``.
+        num_layers: how many networks stand on each other.
+        dropout: between layers, while training; random from torch's generator.
+        learn_start: whether the state before the first step is learnable (from zero) rather than zero.
+
+    Raises:
+        ValueError: an argument is out of its range; or, when called, ``features`` or ``lengths`` have a wrong shape.
+
+    >>> import torch
+    >>> from pyro_ssm.blocks import RecurrentEncoder
+    >>> encoder = RecurrentEncoder(3, hidden_dim=8, direction="both")
+    >>> past, future = encoder(torch.zeros(2, 5, 3), torch.tensor([5, 2]))
+    >>> past.shape, bool((future[1, 2:] == 0).all())
+    (torch.Size([2, 5, 8]), True)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_dim: int,
+        direction: str = "both",
+        cell: str = "gru",
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        learn_start: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_features = check_size("in_features", in_features)
+        self.hidden_dim = check_size("hidden_dim", hidden_dim)
+        self.direction = check_choice("direction", direction, ("past", "future", "both"))
+        self.cell = check_choice("cell", cell, sorted(_CELLS))
+        check_size("num_layers", num_layers)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {dropout}")
+        if dropout and num_layers == 1:
+            raise ValueError(f"`dropout` acts between layers: with num_layers=1 it must be 0, got {dropout}")
+        for name in ("past", "future"):
+            wanted = direction in (name, "both")
+            arguments = (in_features, hidden_dim, cell, num_layers, dropout, learn_start)
+            setattr(self, name, _Direction(*arguments) if wanted else None)
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """The outputs of both directions, None for one that is not there.
+
+        Args:
+            features: ``(*batch, time, in)``.
+            lengths: ``(*batch,)`` integers, each series' number of steps; or ``(*batch, time)`` bool, True at a
+                series' steps, all before its padding; None where nothing is padded. Leading dims broadcast.
+
+        Returns:
+            ``(past, future)``, each ``(*batch, time, hidden)``, 0 in padding.
+        """
+        if features.dim() < 2 or features.shape[-1] != self.in_features:
+            raise ValueError(
+                f"RecurrentEncoder has in_features={self.in_features}, got `features` of shape "
+                f"{tuple(features.shape)}; wanted (*batch, time, {self.in_features})"
+            )
+        batch, steps = features.shape[:-2], features.shape[-2]
+        valid = None if lengths is None else _step_mask(lengths, batch, steps, features.device).reshape(-1, steps, 1)
+        x = features.reshape(-1, steps, self.in_features)
+        if valid is not None:
+            x = x.where(valid, 0.0)  # a NaN in padding would reach gradients through a product with 0
+        past = None if self.past is None else self._restored(self.past(x), valid, batch)
+        if self.future is None:
+            return past, None
+        if valid is None:
+            return past, self._restored(self.future(x.flip(1)).flip(1), None, batch)
+        turned = _reversal(valid)
+        outputs = self.future(x.gather(1, turned.expand_as(x)))
+        return past, self._restored(outputs.gather(1, turned.expand_as(outputs)), valid, batch)
+
+    def _restored(self, outputs: Tensor, valid: Tensor | None, batch: torch.Size) -> Tensor:
+        if valid is not None:
+            outputs = outputs.where(valid, 0.0)
+        return outputs.reshape(batch + outputs.shape[-2:])
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        return f"{self.in_features}, {self.hidden_dim}, direction={self.direction!r}, cell={self.cell!r}"
+
+
+def _step_mask(lengths: Tensor, batch: torch.Size, steps: int, device: torch.device) -> Tensor:
+    """``(*batch, time)`` bool, True before each series' end."""
+    if lengths.dtype == torch.bool:
+        mask, wanted = lengths, batch + (steps,)
+    elif lengths.is_floating_point():
+        raise TypeError(f"`lengths` must hold integers, or be a bool step mask, got {lengths.dtype}")
+    else:
+        mask, wanted = torch.arange(steps, device=device) < lengths.unsqueeze(-1), batch + (steps,)
+    try:
+        return mask.expand(wanted)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`lengths` of shape {tuple(lengths.shape)} does not fit `features` of batch {tuple(batch)} and {steps} "
+            f"steps: give integers {tuple(batch)} or a bool mask {tuple(wanted)}"
+        ) from error
+
+
+def _reversal(valid: Tensor) -> Tensor:
+    """The index ``(batch, time, 1)`` that reverses each series within its length and leaves padding where it is."""
+    steps = torch.arange(valid.shape[1], device=valid.device).unsqueeze(-1)
+    last = valid.sum(1, keepdim=True) - 1
+    return torch.where(valid, last - steps, steps)
