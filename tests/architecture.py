@@ -177,6 +177,12 @@ def unknown_parts(package: Package) -> list[str]:
     return sorted({f"{m.name}: part {m.part!r} has no place in PARTS" for m in package if m.part not in PARTS})
 
 
+def folders_without_init(package: Package) -> list[str]:
+    """A folder without ``__init__.py`` can be imported in the repository and is missing from what is installed."""
+    parents = {module.name.rpartition(".")[0] for module in package} - {""}
+    return [f"{name} has no __init__.py" for name in sorted(parents - package.modules.keys())]
+
+
 def downward_imports(package: Package) -> list[str]:
     """A part imports only from itself and from the parts before it."""
     breaches = []
@@ -283,6 +289,7 @@ def long_files(package: Package) -> list[str]:
 
 RULES = (
     unknown_parts,
+    folders_without_init,
     downward_imports,
     cycles,
     testing_imports,

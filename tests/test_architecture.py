@@ -43,6 +43,7 @@ def test_a_good_tree_keeps_the_rule(rule, tmp_path):
 
 BROKEN = {
     "unplaced part": ("unknown_parts", {"misc/x.py": ""}),
+    "folder without __init__": ("folders_without_init", {"data/x.py": ""}),
     "downward import": ("downward_imports", {"ops/x.py": "from tree.models import law\n"}),
     "downward import of a module": ("downward_imports", {"ops/x.py": "import tree.models\n"}),
     "downward import, relative": ("downward_imports", {"ops/x.py": "from ..models import law\n"}),

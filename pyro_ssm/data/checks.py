@@ -16,6 +16,7 @@ COORDS = ("series", "obs", "input", "time")
 
 
 def shape_of(x: Tensor | np.ndarray) -> str:
+    """The shape as errors write it."""
     return str(tuple(x.shape))
 
 
@@ -36,8 +37,7 @@ def as_tensor(name: str, x: Any, way_out: str = "Convert it to numbers first.") 
         raise TypeError(f"`{name}` has dtype {array.dtype}, but real numbers are wanted. {way_out}")
     if array.dtype == np.longdouble and array.dtype != np.float64:
         array = array.astype(np.float64)
-    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
     return tensor.to(torch.get_default_dtype()) if plain and tensor.is_floating_point() else tensor
 
 
@@ -74,6 +74,7 @@ def as_times(name: str, x: Any) -> Tensor:
 
 
 def as_index(name: str, x: Any) -> Tensor:
+    """Int64 positions or lengths; nothing is rounded."""
     tensor = as_tensor(name, np.asarray(x) if not isinstance(x, Tensor) else x, "Give integers.")
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"`{name}` has dtype {tensor.dtype}, but integers are wanted.")
@@ -81,6 +82,7 @@ def as_index(name: str, x: Any) -> Tensor:
 
 
 def as_bool(name: str, x: Any, meaning: str) -> Tensor:
+    """Booleans; numbers are refused, because 0.3 is neither."""
     tensor = as_tensor(name, x, f"Give booleans, {meaning}.")
     if tensor.dtype != torch.bool:
         raise TypeError(
@@ -103,6 +105,7 @@ def broadcast_batch(name: str, tensor: Tensor, batch: torch.Size, num_event_dims
 
 
 def first_true(where: Tensor) -> tuple[int, ...]:
+    """Position of the first True."""
     return tuple(where.nonzero()[0].tolist())
 
 
@@ -246,6 +249,7 @@ def checked_fields(
 
 
 def check_observed_index(index: Tensor, num_times: int) -> Tensor:
+    """Increasing positions in the time axis."""
     good = index.dim() == 1 and len(index) > 0 and bool((index.diff() > 0).all())
     if not good or not 0 <= int(index[0]) <= int(index[-1]) < num_times:
         raise ValueError(
@@ -256,6 +260,7 @@ def check_observed_index(index: Tensor, num_times: int) -> Tensor:
 
 
 def check_values_shape(values: Tensor, num_observed: int) -> Tensor:
+    """`(*batch, observed time, obs)`."""
     if values.dim() == 1:
         raise ValueError(
             f"`values` has shape {shape_of(values)}, but (*batch, time, obs) is wanted. For one coordinate give "
@@ -275,6 +280,7 @@ def check_values_shape(values: Tensor, num_observed: int) -> Tensor:
 
 
 def check_inputs_shape(inputs: Any, values: Tensor | None, num_times: int) -> Tensor:
+    """`(*batch, time, input)`, in the dtype of the values."""
     inputs = as_floating("inputs", inputs, None if values is None else values.dtype)
     if inputs.dim() == 1:
         raise ValueError(
@@ -291,6 +297,7 @@ def check_inputs_shape(inputs: Any, values: Tensor | None, num_times: int) -> Te
 
 
 def check_lengths_range(lengths: Tensor, num_times: int) -> Tensor:
+    """Each length in 1 to the number of times."""
     if lengths.numel() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= num_times:
         raise ValueError(
             f"`lengths` runs from {int(lengths.min())} to {int(lengths.max())}, but must lie in 1 to {num_times} (the "
@@ -301,6 +308,7 @@ def check_lengths_range(lengths: Tensor, num_times: int) -> Tensor:
 
 
 def check_inputs(inputs: Tensor, steps: Tensor | None, name_of: Any) -> Tensor:
+    """Finite at real steps, 0 at padding."""
     broken = ~inputs.isfinite()
     if steps is not None:
         broken = broken & steps.unsqueeze(-1)
@@ -354,6 +362,7 @@ def hide_missing(
 def check_subsample(
     total: Any, index: Any, batch: torch.Size, device: torch.device
 ) -> tuple[int | None, Tensor | None]:
+    """Total and index of a mini-batch, both or neither."""
     if total is None and index is None:
         return None, None
     if total is None or index is None:

@@ -21,6 +21,7 @@ UNITS = (*MONTHS, *NANOSECONDS)
 
 
 def is_dates(labels: Any) -> bool:
+    """Whether labels are dates (datetime64)."""
     return isinstance(labels, np.ndarray) and labels.dtype.kind == "M"
 
 
@@ -37,12 +38,14 @@ def as_dates(x: Any) -> np.ndarray:
 
 
 def as_date(x: Any) -> np.datetime64:
+    """One date of any kind as datetime64[ns]."""
     import pandas as pd
 
     return as_dates([pd.Timestamp(x)])[0]
 
 
 def check_unit(unit: str) -> None:
+    """Refuses what is not a unit of time."""
     if unit not in UNITS:
         raise ValueError(f"`unit` is {unit!r}, but one of {', '.join(UNITS)} is wanted.")
 
@@ -66,7 +69,7 @@ def dates_to_times(dates: np.ndarray, unit: str, origin: np.datetime64) -> np.nd
 
 
 def times_to_dates(times: np.ndarray, unit: str, origin: np.datetime64) -> np.ndarray:
-    """Undoes `dates_to_times`, to the nanosecond for whole units."""
+    """Undoes `dates_to_times`: exactly for whole numbers of units, else to the rounding of float64."""
     start = np.asarray(origin, dtype="datetime64[ns]")
     if unit in MONTHS:
         months = months_of(start) + times * MONTHS[unit]
@@ -100,8 +103,8 @@ def interpolate_labels(labels: np.ndarray, n: int) -> np.ndarray | None:
         steps = (
             ((right - left).astype(np.int64) * (np.arange(n) / n)).round().astype(np.int64).astype((right - left).dtype)
         )
-        missing = np.isnat(right) & ~np.isnat(left)
-        fine = np.where(missing & (np.arange(n) == 0), left, left + steps)
+        fine = left + np.where(np.isnat(right), np.timedelta64("NaT"), steps)
+        fine[..., 0] = left[..., 0]
     else:
         fine = left + (right - left) * (np.arange(n) / n)
     fine = fine.reshape(labels.shape[:-1] + (-1,))

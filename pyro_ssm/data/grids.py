@@ -78,6 +78,7 @@ def window(data: R, start: int, stop: int) -> R:
 
 
 def trim(data: R) -> R:
+    """See `TimeSeries.trim`."""
     longest = data.num_times if data.lengths is None else int(data.lengths.max())
     return data if longest == data.num_times else window(data, 0, longest)
 
@@ -109,6 +110,7 @@ def steps_before(data: Record, at: Any) -> tuple[Tensor, str]:
 
 
 def split(data: R, at: Any) -> tuple[R, R]:
+    """See `TimeSeries.split`."""
     counts, name = steps_before(data, at)
     lengths = full_lengths(data)
     bad = (counts < 1) | (counts >= lengths)
@@ -220,6 +222,7 @@ def new_inputs(data: Record, inputs: Any, n: int) -> Tensor | None:
 
 
 def extend(data: R, times: Any, inputs: Any) -> R:
+    """See `TimeSeries.extend`."""
     times = new_times(data, times)
     n = times.shape[-1]
     inputs = new_inputs(data, inputs, n)
@@ -275,12 +278,14 @@ def extended_labels(data: Record, times: Tensor, lengths: Tensor | None) -> np.n
 
 
 def check_factor(n: Any) -> int:
+    """A whole number of at least 1."""
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"`n` is {n!r}, but an integer of at least 1 is wanted.")
     return int(n)
 
 
 def refine(data: R, n: int) -> R:
+    """See `TimeSeries.refine`."""
     n = check_factor(n)
     if n == 1:
         return data
@@ -308,6 +313,7 @@ def refine(data: R, n: int) -> R:
 
 
 def thin(data: R, n: int) -> R:
+    """See `TimeSeries.thin`."""
     n = check_factor(n)
     if n == 1:
         return data

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 
 
 class Batchable(Protocol):
-    def minibatch(self, index: list[int]) -> Self: ...
+    """What a loader needs of its data."""
 
-    def trim(self) -> Self: ...
+    def minibatch(self, index: list[int]) -> Self:
+        """The series at these positions."""
+
+    def trim(self) -> Self:
+        """The same without steps that are padding everywhere."""
 
     def __len__(self) -> int: ...
 
@@ -41,6 +45,7 @@ def _as_is(batch: Any) -> Any:
 def make_loader(
     data: Batchable, batch_size: int, shuffle: bool, generator: Generator | None, drop_last: bool, trim: bool
 ) -> DataLoader:
+    """See `TimeSeries.loader`."""
     dataset = SeriesDataset(data, trim)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"`batch_size` is {batch_size!r}, but an integer of at least 1 is wanted.")

@@ -84,7 +84,7 @@ def unpad_sequences(padded: Tensor, lengths: Tensor) -> list[Tensor]:
         >>> [x.tolist() for x in unpad_sequences(torch.tensor([[1, 0], [1, 2]]), torch.tensor([1, 2]))]
         [[1], [1, 2]]
     """
-    return [sequence[:length] for sequence, length in zip(padded, lengths.tolist())]
+    return [sequence[:length] for sequence, length in zip(padded, lengths.tolist(), strict=True)]
 
 
 def continue_times(times: Tensor, lengths: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ R = TypeVar("R", bound=Record)
 
 
 def minibatch(data: R, index: Any, number: int) -> R:
+    """See `TimeSeries.minibatch`."""
     index = as_index("index", index)
     if index.dim() != 1 or len(index) == 0:
         raise ValueError(f"`index` has shape {shape_of(index)}, but (b,) with at least one position is wanted.")
@@ -48,6 +49,7 @@ def minibatch(data: R, index: Any, number: int) -> R:
 
 
 def one_series(data: R, i: Any, number: int) -> R:
+    """See `TimeSeries.series`."""
     position = position_of(data, i, number)
     length = data.num_times if data.lengths is None else int(data.lengths[position])
     coords = {key: labels for key, labels in data.coords.items() if key != "series"}
@@ -92,6 +94,6 @@ def position_of(data: Record, i: Any, number: int) -> tuple[int, ...]:
             )
         position = (found[0],)
     batch = data.batch_shape
-    if len(position) != len(batch) or any(not 0 <= p < n for p, n in zip(position, batch)):
+    if len(position) != len(batch) or any(not 0 <= p < n for p, n in zip(position, batch, strict=True)):
         raise ValueError(f"`i` is {i!r}, but a position in the batch shape {tuple(batch)} is wanted.")
     return position

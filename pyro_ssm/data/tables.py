@@ -48,7 +48,7 @@ def sequence_fields(values: Any, times: Any, inputs: Any) -> dict[str, Any]:
         grid = torch.arange(int(lengths.max()), dtype=torch.float64)
     else:
         grids = [as_times(f"times[{i}]", t) for i, t in enumerate(per_series("times", times, number))]
-        for i, (t, x) in enumerate(zip(grids, sequences)):
+        for i, (t, x) in enumerate(zip(grids, sequences, strict=True)):
             if t.shape != x.shape[:1]:
                 raise ValueError(
                     f"`times[{i}]` has shape {tuple(t.shape)}, but ({len(x)},) is wanted: one time per step of "
@@ -58,7 +58,7 @@ def sequence_fields(values: Any, times: Any, inputs: Any) -> dict[str, Any]:
         grid = pad_sequences(grids)[0] if shared is None else shared
     if inputs is not None:
         inputs = [as_floating(f"inputs[{i}]", u, dtype) for i, u in enumerate(per_series("inputs", inputs, number))]
-        for i, (u, x) in enumerate(zip(inputs, sequences)):
+        for i, (u, x) in enumerate(zip(inputs, sequences, strict=True)):
             if u.dim() != 2 or len(u) != len(x):
                 raise ValueError(
                     f"`inputs[{i}]` has shape {tuple(u.shape)}, but ({len(x)}, input) is wanted: one row per step of "
@@ -70,6 +70,7 @@ def sequence_fields(values: Any, times: Any, inputs: Any) -> dict[str, Any]:
 
 
 def column_list(name: str, columns: Any, available: Sequence[Any]) -> list[Any]:
+    """One column or several as a list, all of them known."""
     if isinstance(columns, Hashable) and not isinstance(columns, tuple):
         columns = [columns]
     missing = [c for c in columns if c not in available]
@@ -169,7 +170,7 @@ def frame_fields(
             coords["time"] = dates[longest]
         else:
             coords["time"] = np.full((len(groups), len(longest)), np.datetime64("NaT"), dtype=dates.dtype)
-            for row, group in zip(coords["time"], groups):
+            for row, group in zip(coords["time"], groups, strict=True):
                 row[: len(group)] = dates[group]
     return {**fields, "coords": coords}
 

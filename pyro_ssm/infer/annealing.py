@@ -1,7 +1,8 @@
 """KL annealing as an effect handler, and the usual ramps.
 
 Scaling the path site in model *and* guide by one factor turns the bound into
-:math:`E_q[\\log p(y \\mid z)] - \\beta\\, KL(q(z) \\,\\|\\, p(z))` (Bowman et al. 2016, section 3; Krishnan et al. 2017, section 5).
+:math:`E_q[\\log p(y \\mid z)] - \\beta\\, KL(q(z) \\,\\|\\, p(z))` (Bowman et al. 2016, section 3; Krishnan et al.
+2017, section 5).
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ class kl_annealing(Messenger):
 
     .. math:: L_\\beta = E_q[\\log p(y \\mid z)] - \\beta\\, E_q[\\log q(z) - \\log p(z)]
 
-    Both terms of the KL are scaled because the handler wraps model and guide alike. Observed sites and random parameters
-    keep their weight. Use it around a loss (``with kl_annealing(0.2): loss = elbo(data)``) or around a step of
-    ``pyro.infer.SVI``; :func:`pyro_ssm.infer.fit` does so when it gets ``annealing=``.
+    Both terms of the KL are scaled because the handler wraps model and guide alike. Observed sites and random
+    parameters keep their weight. Use it around a loss (``with kl_annealing(0.2): loss = elbo(data)``) or around a step
+    of ``pyro.infer.SVI``; :func:`pyro_ssm.infer.fit` does so when it gets ``annealing=``.
 
     Args:
         beta: the factor, at least 0.

@@ -7,29 +7,32 @@ from typing import Any
 
 import torch
 
+from pyro_ssm.data import TimeSeries
+
 __all__ = ["Batches", "observation_count"]
 
 
 def observation_count(data: Any) -> int:
-    """The number of observed (unmasked) entries, 1 for data without a mask.
+    """The number of observed (unmasked) entries, 1 for what is no :class:`~pyro_ssm.data.TimeSeries`.
 
     >>> import torch
     >>> from pyro_ssm.infer.batches import observation_count
     >>> observation_count(torch.zeros(3))
     1
     """
-    mask = getattr(data, "mask", None)
-    return 1 if not isinstance(mask, torch.Tensor) else max(1, int(mask.sum()))
+    if not isinstance(data, TimeSeries) or data.mask is None:
+        return 1
+    return max(1, int(data.mask.sum()))
 
 
 class Batches:
     """Mini-batches of series, in an order that depends only on ``seed``.
 
-    Epoch ``e`` visits the series in ``torch.randperm(len(data))`` drawn from a generator with seed ``seed + e``; the last
-    mini-batch of an epoch may be smaller. Without a batch size every step sees all data.
+    Epoch ``e`` visits the series in ``torch.randperm(len(data))`` drawn from a generator with seed ``seed + e``; the
+    last mini-batch of an epoch may be smaller. Without a batch size every step sees all data.
 
     Args:
-        data: what model and guide take; with ``batch_size`` it has ``minibatch(index)`` and a length (a ``TimeSeries``).
+        data: what model and guide take; with ``batch_size`` a ``TimeSeries`` with a batch dim.
         batch_size: series per step, None for all.
         seed: of the order.
 
@@ -51,10 +54,10 @@ class Batches:
             return
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"`batch_size` must be an integer of at least 1, got {batch_size!r}")
-        if not callable(getattr(data, "minibatch", None)):
+        if not isinstance(data, TimeSeries) or not data.batch_shape:
             raise TypeError(
-                f"`batch_size` needs data that can be cut into mini-batches (a TimeSeries), got {type(data).__name__}; "
-                "leave batch_size out to use all data at every step"
+                f"`batch_size` needs data that can be cut into mini-batches (a TimeSeries of several series), "
+                f"got {data!r}; leave batch_size out to use all data at every step"
             )
         self.per_epoch = math.ceil(len(data) / batch_size)
 

@@ -78,7 +78,7 @@ def random_state(devices: Collection[torch.device] = ()) -> dict[str, Any]:
     True
     """
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (the global state is what is saved)
     return {
         "torch": torch.get_rng_state(),
         "cuda": {str(device): torch.cuda.get_rng_state(device) for device in devices},
@@ -97,7 +97,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     for device, saved in state["cuda"].items():
         torch.cuda.set_rng_state(saved, device)
     name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
 
@@ -106,10 +106,10 @@ def refuse_other_settings(path: str | os.PathLike[str], saved: Mapping[str, Any]
     """Raise a ``ValueError`` that names every setting in which a checkpoint differs from the present call.
 
     >>> from pyro_ssm.infer.checkpoint import refuse_other_settings
-    >>> refuse_other_settings("fit.pt", {"lr": 0.1}, {"lr": 0.2})
+    >>> refuse_other_settings("fit.pt", {"lr": 0.1}, {"lr": 0.2})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    ValueError: checkpoint fit.pt belongs to another fit: lr was 0.1 and is 0.2. Repeat the settings, give another `checkpoint=`, or pass resume=False to start afresh
+    ValueError: checkpoint fit.pt belongs to another fit: lr was 0.1 and is 0.2. ...
     """
     names = sorted(set(saved) | set(now))
     changes = [
@@ -117,22 +117,22 @@ def refuse_other_settings(path: str | os.PathLike[str], saved: Mapping[str, Any]
     ]
     if changes:
         raise ValueError(
-            f"checkpoint {os.fspath(path)} belongs to another fit: {'; '.join(changes)}. Repeat the settings, give another "
-            "`checkpoint=`, or pass resume=False to start afresh"
+            f"checkpoint {os.fspath(path)} belongs to another fit: {'; '.join(changes)}. Repeat the settings, "
+            "give another `checkpoint=`, or pass resume=False to start afresh"
         )
 
 
 def refuse_other_state(
     path: str | os.PathLike[str], what: str, saved: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    """Raise a ``ValueError`` that names the tensors of a state dict that are missing, unknown or of another shape or dtype.
+    """Raise a ``ValueError`` that names the tensors of a state dict that are missing, unknown, or of another kind.
 
     >>> import torch
     >>> from pyro_ssm.infer.checkpoint import refuse_other_state
-    >>> refuse_other_state("fit.pt", "guide", {"loc": torch.zeros(2)}, {"loc": torch.zeros(3)})
+    >>> refuse_other_state("f.pt", "guide", {"a": torch.zeros(2)}, {"a": torch.zeros(3)})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    ValueError: checkpoint fit.pt does not fit the guide: `loc` was torch.float32 (2,) and is torch.float32 (3,). Give another `checkpoint=`, or pass resume=False to start afresh
+    ValueError: checkpoint f.pt does not fit the guide: `a` was torch.float32 (2,) and is torch.float32 (3,). ...
     """
 
     def kind(x: Any) -> str:
@@ -147,6 +147,6 @@ def refuse_other_state(
     ]
     if faults:
         raise ValueError(
-            f"checkpoint {os.fspath(path)} does not fit the {what}: {'; '.join(faults)}. Give another `checkpoint=`, or pass "
-            "resume=False to start afresh"
+            f"checkpoint {os.fspath(path)} does not fit the {what}: {'; '.join(faults)}. Give another "
+            "`checkpoint=`, or pass resume=False to start afresh"
         )

@@ -17,6 +17,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from pyro_ssm.infer.batches import Batches, observation_count
+from pyro_ssm.infer.elbo import FreeBits
 from pyro_ssm.infer.fit_gradient import EmptyGuide, gradient_of
 from pyro_ssm.infer.fit_loop import FitLoop
 
@@ -29,12 +30,13 @@ class FitResult(NamedTuple):
     Attributes:
         model: the model.
         guide: the guide (an empty one if None was given).
-        losses: ``(num_steps,)`` float64, the loss of each step in nats *per observation*: the negative (annealed, mini-batch)
-            bound divided by ``num_observations``.
-        validation: ``[(step, bound), ...]``: the held-out bound, never annealed, in nats per held-out observation, after
-            that many steps.
+        losses: ``(num_steps,)`` float64, the loss of each step in nats *per observation*: the negative (annealed,
+            mini-batch) bound divided by ``num_observations``.
+        validation: ``[(step, bound), ...]``: the held-out bound, never annealed, in nats per held-out observation,
+            after that many steps.
         num_steps: optimiser steps taken.
-        num_observations: observed (unmasked) entries of the data; ``losses * num_observations`` are nats of all the data.
+        num_observations: observed (unmasked) entries of the data; ``losses * num_observations`` are nats of all the
+            data.
         stopped: why it ended: ``"num_steps"``, ``"patience"`` or ``"callback"``.
         seconds: wall time of training, those before a resume included.
 
@@ -96,35 +98,38 @@ def fit(
     The objective that is differentiated is the bound *per observation* (the bound over the number of unmasked entries),
     so that ``lr`` and ``clip_norm`` mean the same for small and large data. A plate scales mini-batches. Losses with
     ``differentiable_loss`` (``Trace_ELBO``, ``TraceMeanField_ELBO``, :class:`~pyro_ssm.infer.IWAE`,
-    :class:`~pyro_ssm.infer.FreeBits` ...) are trained as modules, each with its own parameters; the others (``RenyiELBO``,
-    ``TraceGraph_ELBO``, ``ReweightedWakeSleep``), and programs that are plain functions, through Pyro's global parameter store,
-    as ``pyro.infer.SVI`` does.
+    :class:`~pyro_ssm.infer.FreeBits` ...) are trained as modules, each with its own parameters; the others
+    (``RenyiELBO``, ``TraceGraph_ELBO``, ``ReweightedWakeSleep``), and programs that are plain functions, through
+    Pyro's global parameter store, as ``pyro.infer.SVI`` does.
 
     Args:
         model: a ``StateSpaceModel``, a ``Marginal``, or any Pyro program ``model(data)``.
-        guide: any Pyro guide ``guide(data)``; None for models without latent sites (maximum likelihood of a ``Marginal``).
+        guide: any Pyro guide ``guide(data)``; None for models without latent sites (maximum likelihood of a
+            ``Marginal``).
         data: what both take; a ``TimeSeries`` where ``batch_size`` is given.
         loss: any Pyro ELBO; default ``Trace_ELBO()``.
-        optimizer: called as ``optimizer(parameters, lr=lr)``, for instance ``torch.optim.AdamW`` or a ``functools.partial`` of it;
-            default Adam (Kingma & Ba 2015).
+        optimizer: called as ``optimizer(parameters, lr=lr)``, for instance ``torch.optim.AdamW`` or a
+            ``functools.partial`` of it; default Adam (Kingma & Ba 2015).
         lr: learning rate.
         num_steps: optimiser steps; give this or ``num_epochs``.
         num_epochs: passes over the series.
         batch_size: series per step, drawn without replacement in each epoch; default all.
-        schedule: a function ``step -> factor`` of the learning rate (:func:`~pyro_ssm.infer.warmup_cosine`), or a factory
-            whose first argument is called ``optimizer`` and that returns a torch scheduler, stepped once a step.
+        schedule: a function ``step -> factor`` of the learning rate (:func:`~pyro_ssm.infer.warmup_cosine`), or a
+            factory whose first argument is called ``optimizer`` and that returns a torch scheduler, stepped once a
+            step.
         clip_norm: largest norm of the gradient of the bound per observation; None for no clipping.
-        annealing: a function ``step -> beta``, the weight of the path's KL (:func:`~pyro_ssm.infer.linear_annealing`); training only.
+        annealing: a function ``step -> beta``, the weight of the path's KL (:func:`~pyro_ssm.infer.linear_annealing`);
+            training only.
         annealed_sites: which sites it weights; default the path (see :class:`~pyro_ssm.infer.kl_annealing`).
         validation: held-out data, on which the bound is evaluated with the same noise each time.
         validation_loss: the ELBO of that evaluation; default ``loss``, and ``Trace_ELBO()`` for ``FreeBits``.
         validate_every: steps between evaluations; default an epoch with mini-batches, else 100.
-        patience: stop after this many evaluations without a better held-out bound; the best parameters are put back at the
-            end. None: never stop, keep the last parameters.
+        patience: stop after this many evaluations without a better held-out bound; the best parameters are put back at
+            the end. None: never stop, keep the last parameters.
         checkpoint: path of a file that holds the whole state; it is written atomically.
         checkpoint_every: steps between checkpoints; one is written at the end, too.
-        resume: go on from ``checkpoint`` if it exists. On one CPU thread the result is that of the uninterrupted fit, bit
-            for bit. More ``num_steps`` than before continue a finished fit.
+        resume: go on from ``checkpoint`` if it exists. On one CPU thread the result is that of the uninterrupted fit,
+            bit for bit. More ``num_steps`` than before continue a finished fit.
         progress: show a bar with the bound per observation (a running mean).
         callback: called as ``callback(step, bound_per_observation)`` after each step (1, 2, ...); True stops the fit.
 
@@ -132,8 +137,8 @@ def fit(
         A :class:`FitResult`.
 
     Raises:
-        FitError: a loss or a gradient is not finite. The message names the step and the site. Parameters stay those before
-            the step, and so does the last checkpoint.
+        FitError: a loss or a gradient is not finite. The message names the step and the site. Parameters stay those
+            before the step, and so does the last checkpoint.
         RuntimeError: nothing depends on a parameter; or Pyro's global store holds another model's parameters.
         ValueError: an argument is out of its range, or the checkpoint belongs to another fit.
 
@@ -191,7 +196,7 @@ def fit(
             annealing=annealing,
             annealed_sites=annealed_sites,
             validation=validation,
-            validation_loss=loss if validation_loss is None else validation_loss,
+            validation_loss=_held_out_loss(loss) if validation_loss is None else validation_loss,
             validation_seed=validation_seed,
             validate_every=validate_every,
             patience=patience,
@@ -223,10 +228,15 @@ def _number_of_steps(num_steps: int | None, num_epochs: int | None, per_epoch: i
         raise ValueError(
             f"give `num_steps` or `num_epochs`, one of them; got num_steps={num_steps}, num_epochs={num_epochs}"
         )
-    total = num_steps if num_steps is not None else num_epochs * per_epoch
+    total = num_epochs * per_epoch if num_epochs is not None else num_steps or 0
     if total < 1:
         raise ValueError(f"the number of optimiser steps must be at least 1, got {total}")
     return total
+
+
+def _held_out_loss(loss: ELBO) -> ELBO:
+    """A floor under the KL is a means of training; what is reported is the bound itself."""
+    return Trace_ELBO(num_particles=loss.num_particles) if isinstance(loss, FreeBits) else loss
 
 
 def _refuse_latent_sites(model: Callable[..., Any], batch: Any) -> None:
@@ -235,8 +245,8 @@ def _refuse_latent_sites(model: Callable[..., Any], batch: Any) -> None:
         trace = poutine.trace(model).get_trace(batch)
     if trace.stochastic_nodes:
         raise ValueError(
-            f"guide=None is for models without latent sites, but the model draws {trace.stochastic_nodes}. Give a guide, or "
-            "integrate the states out with infer.Marginal(model, filter=...)"
+            f"guide=None is for models without latent sites, but the model draws {trace.stochastic_nodes}. "
+            "Give a guide, or integrate the states out with infer.Marginal(model, filter=...)"
         )
 
 
@@ -245,7 +255,7 @@ def _scheduler(schedule: Callable[..., Any], optimizer: Optimizer) -> LRSchedule
     scheduler = schedule(optimizer) if first == "optimizer" else LambdaLR(optimizer, schedule)
     if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
         raise TypeError(
-            f"`schedule` must be a function step -> factor, or return a torch scheduler that steps without a metric; got "
-            f"{type(scheduler).__name__}"
+            "`schedule` must be a function step -> factor, or return a torch scheduler that steps without a metric; "
+            f"got {type(scheduler).__name__}"
         )
     return scheduler

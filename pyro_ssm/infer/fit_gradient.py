@@ -38,6 +38,7 @@ class EmptyGuide(PyroModule):
         super().__init__(name="guide")
 
     def forward(self, data: Any) -> None:
+        """Sample nothing."""
         return None
 
 
@@ -65,7 +66,8 @@ class AbstractGradient(ABC):
     """
 
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], loss: ELBO) -> None:
-        self.model, self.guide, self.loss = model, guide, loss
+        self.model, self.guide = model, guide
+        self.loss: Any = loss  # an ELBO does not declare its losses
         self.parameters: dict[str, Tensor] = {}
 
     @abstractmethod
@@ -80,7 +82,7 @@ class AbstractGradient(ABC):
     def loss_and_grads(self, batch: Any, divisor: int) -> Tensor:
         """The loss (nats, detached); adds the gradient of ``loss / divisor`` to the parameters."""
 
-    def evaluate(self, loss: ELBO, data: Any) -> float:
+    def evaluate(self, loss: Any, data: Any) -> float:
         """A loss (nats) without gradient."""
         with torch.no_grad():
             value = loss.loss(self.model, self.guide, data)
@@ -112,14 +114,17 @@ class ModuleGradient(AbstractGradient):
         self.module = loss(model, guide)
 
     def context(self) -> AbstractContextManager[Any]:
+        """Without the global store."""
         return local_parameters(self.model, self.guide)
 
     def initialise(self, batch: Any) -> None:
+        """Run the loss once without gradient."""
         with torch.no_grad():
             self.module(batch)
         self.parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     def loss_and_grads(self, batch: Any, divisor: int) -> Tensor:
+        """Forward and backward."""
         value = self.module(batch)
         if isinstance(value, Tensor) and value.requires_grad:
             (value / divisor).backward()
@@ -127,17 +132,19 @@ class ModuleGradient(AbstractGradient):
 
 
 class StoreGradient(AbstractGradient):
-    """``loss.loss_and_grads(model, guide)`` as :class:`pyro.infer.SVI` calls it, with parameters in Pyro's global store."""
+    """``loss.loss_and_grads(model, guide)`` as ``pyro.infer.SVI`` calls it; parameters live in Pyro's store."""
 
     def context(self) -> AbstractContextManager[Any]:
+        """With the global store, which ``loss_and_grads`` needs."""
         return pyro.settings.context(module_local_params=False)
 
     def initialise(self, batch: Any) -> None:
+        """Refuse parameters of others, then run the loss once and see which parameters it reads."""
         self._refuse_strangers()
         with poutine.trace(param_only=True) as capture:
             self.evaluate(self.loss, batch)
-        found = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
-        self.parameters = {name: p for name, p in found.items() if p.requires_grad}
+        found: dict[str, Any] = {name: site["value"] for name, site in capture.trace.nodes.items()}
+        self.parameters = {name: p.unconstrained() for name, p in found.items() if p.unconstrained().requires_grad}
 
     def _refuse_strangers(self) -> None:
         """A name in the store that belongs to another tensor would be read, and trained, in place of the module's."""
@@ -147,17 +154,18 @@ class StoreGradient(AbstractGradient):
             for name, own in stored_names(program).items():
                 if owners.setdefault(name, own) is not own:
                     raise RuntimeError(
-                        f"model and guide both call a parameter `{name}`, and would share it silently. Name the root of the "
-                        'guide: PyroModule.__init__(name="guide")'
+                        f"model and guide both call a parameter `{name}`, and would share it silently. "
+                        'Name the root of the guide: PyroModule.__init__(name="guide")'
                     )
         strangers = [name for name, own in owners.items() if name in store and store._params[name] is not own]
         if strangers:
             raise RuntimeError(
-                f"{type(self.loss).__name__} trains through Pyro's global parameter store, in which {strangers} belong to another "
-                "model or guide: this one would not be trained. Call pyro.clear_param_store() first"
+                f"{type(self.loss).__name__} trains through Pyro's global parameter store, in which {strangers} "
+                "belong to another model or guide: this one would not be trained. Call pyro.clear_param_store() first"
             )
 
     def loss_and_grads(self, batch: Any, divisor: int) -> Tensor:
+        """What the ELBO does itself, then the division."""
         value = self.loss.loss_and_grads(self.model, self.guide, batch)
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         if gradients and divisor != 1:
@@ -171,10 +179,12 @@ class StoreGradient(AbstractGradient):
         return {name: p for name, p in self.parameters.items() if id(p) not in owned}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """With the parameters of plain functions as ``store``."""
         return {**super().state_dict(), "store": {name: p.detach() for name, p in self._loose().items()}}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Copy a state into the present tensors."""
         super().load_state_dict(state)
         for name, parameter in self._loose().items():
             parameter.copy_(state["store"][name])
@@ -206,7 +216,8 @@ def stored_names(program: Callable[..., Any]) -> dict[str, Tensor]:
 
 
 def gradient_of(model: Callable[..., Any], guide: Callable[..., Any], loss: ELBO) -> AbstractGradient:
-    """The module way where model and guide are modules and the loss has ``differentiable_loss``, Pyro's store otherwise.
+    """The module way where model and guide are modules and the loss has ``differentiable_loss``, Pyro's store
+    otherwise.
 
     >>> from pyro.infer import RenyiELBO
     >>> from pyro_ssm.infer.fit_gradient import EmptyGuide, gradient_of

@@ -31,7 +31,8 @@ __all__ = ["FitLoop"]
 class FitLoop:
     """A fit in progress; everything that changes is in :meth:`state_dict`.
 
-    Fields up to ``checkpoint_every`` are the settings of :func:`pyro_ssm.infer.fit`; ``step`` counts the optimiser steps taken.
+    Fields up to ``checkpoint_every`` are the settings of :func:`pyro_ssm.infer.fit`; ``step`` counts the optimiser
+    steps taken.
 
     >>> from pyro_ssm.infer.fit_loop import FitLoop
     >>> FitLoop.__dataclass_fields__["step"].default

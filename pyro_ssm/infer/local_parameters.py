@@ -17,8 +17,8 @@ __all__ = ["local_parameters"]
 def local_parameters(*programs: Callable[..., Any]) -> Iterator[None]:
     """Run models and guides without Pyro's global parameter store.
 
-    In Pyro's default mode a module copies its parameters into a global store under their names, and a second model of the
-    same class silently finds those of the first. Inside this context each module reads its own tensors.
+    In Pyro's default mode a module copies its parameters into a global store under their names, and a second model of
+    the same class silently finds those of the first. Inside this context each module reads its own tensors.
 
     Args:
         programs: the models and guides that will run inside; those that are no ``nn.Module`` are left as they are.

@@ -64,7 +64,8 @@ class StateSpaceModel(PyroModule):
             ("transition", transition, Transition),
             ("emission", emission, Emission),
         ):
-            _adopt(self, name, part, kind)
+            _check(part, name, kind)
+            setattr(self, name, part)
         dims = {name: getattr(self._modules[name], "state_dim", None) for name in ("initial", "transition", "emission")}
         if len({dim for dim in dims.values() if dim is not None}) > 1:
             raise ValueError(f"the components' state dimensions differ: {dims}. Build all three with the same state_dim")
@@ -72,7 +73,10 @@ class StateSpaceModel(PyroModule):
         if memory is not None and brought is not None:
             raise ValueError("two memories: `memory` was given, and the emission brings its own. Leave `memory` out")
         if memory is not None:
-            _adopt(self, "memory", memory, Memory)
+            _check(memory, "memory", Memory)
+            # by hand, since the property `memory` stands in the way of an ordinary assignment
+            memory._pyro_set_supermodule("memory", self._pyro_context)
+            self._modules["memory"] = memory
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if not cls.__name__.startswith("Bound"):
@@ -114,9 +118,8 @@ class StateSpaceModel(PyroModule):
         super()._pyro_set_supermodule(name, context)
 
 
-def _adopt(model: StateSpaceModel, name: str, part: Any, kind: type) -> None:
+def _check(part: Any, name: str, kind: type[Component]) -> None:
     if not isinstance(part, kind):
         raise TypeError(f"`{name}` must be a components.{kind.__name__}, got {type(part).__name__}")
-    if isinstance(part, Component) and part._pyro_context.used:
+    if part._pyro_context.used:
         raise RuntimeError(f"`{name}` has run inside another model already: compose first, run afterwards")
-    setattr(model, name, part)

@@ -1,5 +1,6 @@
 """Operators on plain tensors: no Pyro, no models; each fast one stands beside a reference in a few plain lines."""
 
+from pyro_ssm.ops.info import OpsInfo, info
 from pyro_ssm.ops.kalman import (
     backward_conditionals,
     backward_sample_reference,
@@ -10,8 +11,10 @@ from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
 
 __all__ = [
+    "OpsInfo",
     "backward_conditionals",
     "backward_sample_reference",
+    "info",
     "kalman_filter_reference",
     "kalman_smoother_reference",
     "linear_scan",

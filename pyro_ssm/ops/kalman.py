@@ -169,6 +169,7 @@ def kalman_filter_reference(
     d: Tensor,
     R: Tensor,
     *,
+    num_times: int | None = None,
     observed_index: Sequence[int] | None = None,
     step_mask: Tensor | None = None,
 ) -> FilterSteps:
@@ -189,6 +190,7 @@ def kalman_filter_reference(
         m: ``(..., n)``; L: ``(..., n, n)``.
         F: ``(..., time - 1, n, n)``; b: ``(..., time - 1, n)``; Q: ``(..., time - 1, n, n)``.
         H: ``(..., observed, obs, n)``; d: ``(..., observed, obs)``; R: ``(..., observed, obs, obs)``.
+        num_times: of the state; by default that of ``y``.
         observed_index: the times at which ``y`` lives, ascending; all times by default.
         step_mask: bool ``(..., time)``, False on padding.
 
@@ -200,7 +202,7 @@ def kalman_filter_reference(
     >>> steps.filtered_mean.squeeze(-1)
     tensor([0.5000, 1.4000])
     """
-    num_times = y.shape[-2] if step_mask is None else step_mask.shape[-1]
+    num_times = y.shape[-2] if num_times is None else num_times
     at = range(num_times) if observed_index is None else observed_index
     y, H, d, R = hide_rows(mask, y, H, d, R)
     num_seen = len(at)

@@ -1,0 +1,195 @@
+"""What is installed: the metadata, the data files, the optional library, and the command line."""
+
+import ast
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyro_ssm
+from pyro_ssm import __main__ as command_line
+from pyro_ssm._version import __version__
+from pyro_ssm.ops.info import info
+from tests.architecture import Package
+
+ROOT = Path(__file__).parents[1]
+SETUP_FILES = ("setup.py", "setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+SETUP = ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+
+
+def requirements(lines: str) -> dict[str, str]:
+    """Name -> lower bound."""
+    found = (re.match(r"([\w-]+)>=([\w.]+)", line) for line in lines.split())
+    return {match[1].lower(): match[2] for match in found if match}
+
+
+def test_every_requirement_has_a_lower_bound_and_nothing_else():
+    lines = SETUP["options"]["install_requires"].split()
+    assert len(requirements(SETUP["options"]["install_requires"])) == len(lines)
+
+
+def test_versions_in_use_are_within_the_bounds():
+    def numbers(version):
+        return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
+
+    for name, bound in requirements(SETUP["options"]["install_requires"]).items():
+        assert numbers(metadata.version(name)) >= numbers(bound), name
+
+
+def test_every_import_of_the_package_is_a_requirement():
+    imported = set()
+    for module in Package(ROOT / "pyro_ssm"):
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    distributions = {"pyro": "pyro-ppl", "typing_extensions": "typing-extensions"}
+    required = set(requirements(SETUP["options"]["install_requires"]))
+    # matplotlib is the extra `plots`, pytest is there wherever the contract tests of `testing` are run
+    allowed = required | set(sys.stdlib_module_names) | {"pyro_ssm", "matplotlib", "pytest"}
+    assert {name for name in imported if distributions.get(name, name) not in allowed} == set()
+
+
+def test_tested_torch_is_pinned_in_one_place():
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert len(pins) == 1 and pins[0].startswith("torch==")
+    assert "torch==" not in (ROOT / "Makefile").read_text() + (ROOT / "setup.cfg").read_text()
+
+
+def test_version_stands_everywhere():
+    assert pyro_ssm.__version__ == __version__
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert __version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def build(folder: Path, source: str | None, **environment: str) -> subprocess.CompletedProcess:
+    """Build a wheel of a copy of the package's outline, with ``source`` as the one C++ file."""
+    for name in SETUP_FILES:
+        shutil.copy(ROOT / name, folder)
+    unwanted = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "pyro_ssm" / "data", folder / "pyro_ssm" / "data", ignore=unwanted)
+    (folder / "pyro_ssm" / "ops" / "csrc").mkdir(parents=True)
+    for name in ("__init__.py", "_version.py", "py.typed"):
+        shutil.copy(ROOT / "pyro_ssm" / name, folder / "pyro_ssm")
+    (folder / "pyro_ssm" / "ops" / "__init__.py").touch()
+    if source is not None:
+        (folder / "pyro_ssm" / "ops" / "csrc" / "twice.cpp").write_text(source)
+    command = [sys.executable, "setup.py", "-q", "bdist_wheel"]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", **environment}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def wheel(folder: Path) -> Path:
+    (found,) = (folder / "dist").glob("*.whl")
+    return found
+
+
+GOOD = 'extern "C" double twice(double x) { return 2 * x; }\n'
+BAD = "this is not C++\n"
+needs_compiler = pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler")
+NO_COMPILER = {"CC": "no-such-compiler", "CXX": "no-such-compiler"}
+
+
+@pytest.fixture
+def bdist_wheel():
+    pytest.importorskip("setuptools", minversion="70.1", reason="bdist_wheel is a part of setuptools since 70.1")
+
+
+def test_without_sources_the_wheel_is_pure(tmp_path, bdist_wheel):
+    result = build(tmp_path, None, PYRO_SSM_BUILD="require")
+    assert result.returncode == 0, result.stderr
+    assert wheel(tmp_path).name == f"pyro_ssm-{__version__}-py3-none-any.whl"
+
+
+def test_wheel_has_the_bundled_data(tmp_path, bdist_wheel):
+    assert build(tmp_path, None).returncode == 0
+    names = set(zipfile.ZipFile(wheel(tmp_path)).namelist())
+    bundled = [path for path in (ROOT / "pyro_ssm" / "data" / "bundled").glob("*.*") if path.suffix != ".py"]
+    assert {path.relative_to(ROOT).as_posix() for path in bundled} <= names
+    assert "pyro_ssm/py.typed" in names
+
+
+@needs_compiler
+def test_library_is_built_and_serves_every_python(tmp_path, bdist_wheel):
+    result = build(tmp_path, GOOD, PYRO_SSM_BUILD="require")
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(rf"pyro_ssm-{__version__}-py3-none-(?!any)\w+\.whl", wheel(tmp_path).name)
+    with zipfile.ZipFile(wheel(tmp_path)) as archive:
+        (name,) = (name for name in archive.namelist() if name.startswith("pyro_ssm/ops/_cpu."))
+        archive.extract(name, tmp_path / "out")
+    twice = ctypes.CDLL(str(tmp_path / "out" / name)).twice
+    twice.argtypes, twice.restype = [ctypes.c_double], ctypes.c_double
+    assert twice(1.5) == 3.0
+
+
+@pytest.mark.parametrize(("source", "environment"), [(BAD, {}), (GOOD, NO_COMPILER)], ids=["broken", "no compiler"])
+def test_failed_build_falls_back_in_one_line(tmp_path, bdist_wheel, source, environment):
+    result = build(tmp_path, source, **environment)
+    assert result.returncode == 0, result.stderr
+    assert "installed without the compiled operators" in result.stdout + result.stderr
+    names = zipfile.ZipFile(wheel(tmp_path)).namelist()
+    assert not any("_cpu" in name for name in names) and any("data/__init__.py" in name for name in names)
+
+
+def test_required_build_fails(tmp_path, bdist_wheel):
+    assert build(tmp_path, BAD, PYRO_SSM_BUILD="require").returncode != 0
+    assert not (tmp_path / "dist").exists()
+
+
+def test_build_can_be_switched_off(tmp_path, bdist_wheel):
+    assert build(tmp_path, BAD, PYRO_SSM_BUILD="off").returncode == 0
+    assert wheel(tmp_path).name.endswith("-py3-none-any.whl")
+
+
+def test_unknown_build_mode(tmp_path, bdist_wheel):
+    result = build(tmp_path, None, PYRO_SSM_BUILD="yes")
+    assert result.returncode != 0 and "must be auto, require or off, got 'yes'" in result.stderr
+
+
+def test_info_reports_what_is_in_use(capsys):
+    assert command_line.main(["info"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["pyro_ssm"] == __version__
+    assert rows["torch"] == metadata.version("torch")
+    assert rows["threads"].startswith(f"{torch.get_num_threads()} within")
+    assert {"python", "pyro-ppl", "torchsde", "torchdiffeq", "arviz", "device"} <= set(rows)
+    assert rows["operators"] == info().explanation
+
+
+def test_info_tells_the_truth_about_operators():
+    has_library = any((ROOT / "pyro_ssm" / "ops").glob("_cpu.*"))
+    assert bool(info().compiled) == has_library
+
+
+def test_demo_gets_its_options(monkeypatch):
+    called = []
+    fake = type(sys)("pyro_ssm.demo")
+    fake.run = lambda out, quick: called.append((out, quick))
+    monkeypatch.setitem(sys.modules, "pyro_ssm.demo", fake)
+    assert command_line.main(["demo", "--quick", "--out", "there"]) == 0
+    assert command_line.main(["demo"]) == 0
+    assert called == [(Path("there"), True), (Path("demo_output"), False)]
+
+
+@pytest.mark.parametrize("words", [[], ["fit"]])
+def test_wrong_command(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(words)
+    assert stop.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_module_is_a_program():
+    result = subprocess.run([sys.executable, "-m", "pyro_ssm", "info"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.startswith("pyro_ssm "), result.stderr
