@@ -259,7 +259,7 @@ class GuideContract(Contract):
         data = self.make_data()
         bound = self._bound(guide, data)
         z = guide.path(data, bound).rsample().detach().clone()
-        garbage = data._derive(values=torch.where(data.mask, data.values, 7.0 + data.values))
+        garbage = data.replace(values=torch.where(data.mask, data.values, 7.0 + data.values), mask=data.mask)
         total = [guide.path(d, bound).log_prob(z).sum() for d in (data, garbage)]
         self.assert_equal(total[1], total[0], "hidden and padded values must not matter")
         padded = torch.where(data.step_mask.unsqueeze(-1), z, 100.0 + z)
@@ -271,10 +271,10 @@ class GuideContract(Contract):
                 self.assert_equal(a, b, "hidden and padded values must not matter to gradients")
 
     def test_gradient_reaches_every_parameter(self) -> None:
-        """The bound depends on each learnable parameter of the guide."""
+        """The bound, on these data or on a refined grid, depends on each learnable parameter of the guide."""
         model, guide = self._made()
         data = self.make_data()
-        loss = Trace_ELBO(num_particles=2, vectorize_particles=False).differentiable_loss(model, guide, data)
+        loss = sum(Trace_ELBO().differentiable_loss(model, guide, each) for each in (data, data.refine(2)))
         named = [(n, p) for n, p in guide.named_parameters() if p.requires_grad]
         found = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
         without = sorted(n for (n, _), g in zip(named, found, strict=True) if g is None or not bool(g.abs().sum() > 0))
