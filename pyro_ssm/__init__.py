@@ -3,7 +3,7 @@
 >>> import torch, pyro_ssm as ssm
 >>> model = ssm.StateSpaceModel(
 ...     initial=ssm.dynamics.NormalInitial(state_dim=2),
-...     transition=ssm.dynamics.OrnsteinUhlenbeck(state_dim=2),
+...     transition=ssm.dynamics.LinearNormal(state_dim=2),
 ...     emission=ssm.emissions.LinearNormal(state_dim=2, obs_dim=3),
 ... )
 >>> data = ssm.TimeSeries(times=torch.tensor([0.0, 0.5, 2.0]), values=torch.zeros(3, 3))
@@ -11,7 +11,23 @@
 torch.Size([3])
 """
 
+from pyro_ssm import blocks, components, data, distributions, dynamics, emissions, guides, infer, models, ops
+from pyro_ssm._version import __version__
 from pyro_ssm.data import TimeSeries
+from pyro_ssm.models import StateSpaceModel
 
-__version__ = "0.1.0"
-__all__ = ["TimeSeries"]
+__all__ = [
+    "StateSpaceModel",
+    "TimeSeries",
+    "__version__",
+    "blocks",
+    "components",
+    "data",
+    "distributions",
+    "dynamics",
+    "emissions",
+    "guides",
+    "infer",
+    "models",
+    "ops",
+]

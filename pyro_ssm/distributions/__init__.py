@@ -3,6 +3,7 @@
 from pyro_ssm.distributions.history import History
 from pyro_ssm.distributions.markov_path import MarkovPath
 from pyro_ssm.distributions.masked import MaskedLaw, masked
+from pyro_ssm.distributions.moments import gaussian_moments
 from pyro_ssm.distributions.observations import Observations
 
-__all__ = ["History", "MarkovPath", "MaskedLaw", "Observations", "masked"]
+__all__ = ["History", "MarkovPath", "MaskedLaw", "Observations", "gaussian_moments", "masked"]

@@ -4,8 +4,10 @@ from pyro_ssm.infer.annealing import kl_annealing, linear_annealing, warmup_cosi
 from pyro_ssm.infer.diagnose import FitError
 from pyro_ssm.infer.elbo import IWAE, FreeBits
 from pyro_ssm.infer.fit import FitResult, fit
+from pyro_ssm.infer.gaussian import KalmanFiltered, KalmanSmoothed, kalman_filter, kalman_smoother, sample_posterior
 from pyro_ssm.infer.importance import ImportanceEstimate, LowerBound, evidence_lower_bound, importance_log_likelihood
 from pyro_ssm.infer.local_parameters import local_parameters
+from pyro_ssm.infer.marginal import Marginal
 from pyro_ssm.infer.prior import sample_prior
 
 __all__ = [
@@ -14,13 +16,19 @@ __all__ = [
     "FitResult",
     "FreeBits",
     "ImportanceEstimate",
+    "KalmanFiltered",
+    "KalmanSmoothed",
     "LowerBound",
+    "Marginal",
     "evidence_lower_bound",
     "fit",
     "importance_log_likelihood",
+    "kalman_filter",
+    "kalman_smoother",
     "kl_annealing",
     "linear_annealing",
     "local_parameters",
+    "sample_posterior",
     "sample_prior",
     "warmup_cosine",
 ]

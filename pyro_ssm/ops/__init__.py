@@ -1,5 +1,6 @@
 """Operators on plain tensors: no Pyro, no models; each fast one stands beside a reference in a few plain lines."""
 
+from pyro_ssm.ops.combiner_path import combiner_path, combiner_path_reference
 from pyro_ssm.ops.info import OpsInfo, info
 from pyro_ssm.ops.kalman import (
     backward_conditionals,
@@ -14,6 +15,8 @@ __all__ = [
     "OpsInfo",
     "backward_conditionals",
     "backward_sample_reference",
+    "combiner_path",
+    "combiner_path_reference",
     "info",
     "kalman_filter_reference",
     "kalman_smoother_reference",
