@@ -86,7 +86,6 @@ def test_one_value_has_a_time_axis_too():
     assert bound.rate.shape == (1, 1) and bound.matrix.shape == (1, 2, 2) and bound.parameter_shape == ()
 
 
-@pytest.mark.xfail(strict=True, reason="BUG 1")
 def test_draws_of_a_learnable_scalar_are_draws():
     """A scalar that broadcasts over the state counts as event dim 1, so draws ``(3,)`` of it are not an event of 3."""
 

@@ -6,7 +6,7 @@ import copy
 import pickle
 import unittest
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import pyro
 import torch
@@ -66,7 +66,7 @@ def failures(contract: type[Contract]) -> dict[str, str]:
     return broken
 
 
-def skip(reason: str) -> None:
+def skip(reason: str) -> NoReturn:
     """Leave a test that does not apply; pytest reports it as skipped."""
     raise unittest.SkipTest(reason)
 
@@ -130,5 +130,7 @@ def _near(owner: Any, name: str, shape: tuple[int, ...], scale: float) -> Tensor
 def gradients(total: Tensor, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
     """The gradient of ``total`` by name; 0 where it does not depend on a parameter."""
     named = [(name, p) for name, p in parameters if p.requires_grad]
+    if not total.requires_grad:
+        return {name: torch.zeros_like(p) for name, p in named}
     found = torch.autograd.grad(total, [p for _, p in named], allow_unused=True, retain_graph=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named, found, strict=True)}

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.nn import PyroSample
+from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
 from pyro_ssm.binding import random_parameters
@@ -322,17 +322,17 @@ def _is_latent(site: dict[str, Any]) -> bool:
 
 
 def _give_prior(model: Any) -> str:
-    """A prior on the first learnable parameter of the transition, around its value."""
-    owner, prefix = model.transition, "transition"
-    for path, module in owner.named_modules():
-        names = [n for n, p in module._parameters.items() if p is not None and hasattr(module, "_pyro_context")]
-        names = [n for n in names if not n.endswith("_unconstrained")]
-        if names:
-            value = getattr(module, names[0]).detach().clone()
-            setattr(module, names[0], PyroSample(dist.Normal(value, 0.1).to_event(value.dim())))
-            return ".".join(part for part in (prefix, path, names[0]) if part)
-    skip("the transition has no plain parameter")
-    raise AssertionError
+    """A prior on the model's first learnable, unconstrained parameter, around its value."""
+    for path, module in model.named_modules():
+        if not isinstance(module, PyroModule):
+            continue
+        hidden = {f"{name}_unconstrained" for name in module.__dict__.get("_pyro_params", {})}
+        for name, value in module._parameters.items():
+            if value is not None and name not in hidden:
+                start = value.detach().clone()
+                setattr(module, name, PyroSample(dist.Normal(start, 0.1).to_event(start.dim())))
+                return f"{path}.{name}"
+    skip("the model has no unconstrained parameter")
 
 
 def _plain(bound: Any, dotted: str) -> Tensor:

@@ -136,11 +136,11 @@ class MemoryContract(Contract):
         _, memory = self._bound()
         record = self.make_record((2,))
         wanted = record.states.shape[:-1] + (memory.features,)
-        for name, x in zip(("before", "after z"), memory.sequence(*record)[:2], strict=True):
-            hold(x.shape == wanted, f"summaries {name} must have shape {tuple(wanted)}, got {tuple(x.shape)}")
         start = memory.start(record.states.shape[:-2])[1]
         first = wanted[:-2] + (1, memory.features)
         hold(start.shape == first, f"the first summary must have shape {tuple(first)}, got {tuple(start.shape)}")
+        for name, x in zip(("before", "after z"), memory.sequence(*record)[:2], strict=True):
+            hold(x.shape == wanted, f"summaries {name} must have shape {tuple(wanted)}, got {tuple(x.shape)}")
 
     def test_carries_have_the_leading_dims_of_the_state(self) -> None:
         """Resampling reorders carries along the sample dims, so every tensor of a carry has them."""

@@ -86,7 +86,10 @@ class See(Emission, AffineGaussian):
         return normal(loc, self.log_scale.exp().expand(loc.shape))
 
     def affine(self, time, inputs, memory=None):
-        return Affine(self.matrix, self.offset, torch.diag_embed(self.log_scale.exp()))
+        offset = self.offset
+        if memory is not None:
+            offset = offset + (self.memory_weight @ memory.unsqueeze(-1)).squeeze(-1)
+        return Affine(self.matrix, offset, torch.diag_embed(self.log_scale.exp()))
 
 
 class Leak(Memory):

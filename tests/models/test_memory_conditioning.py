@@ -165,9 +165,7 @@ def test_prior_moments_of_many_series(model):
     assert z_scores(found, *joint(model, times)).abs().max() < 4.8
 
 
-@pytest.mark.parametrize(
-    "parallel", [pytest.param(True, marks=pytest.mark.xfail(strict=True, reason="BUG 3")), False]
-)
+@pytest.mark.parametrize("parallel", [True, False])
 def test_predictive_given_z_draws_y_step_by_step_along_it(model, parallel):
     """Each y_t is drawn from p(y_t | z_<=t, y_<t): every draw anew, whether draws are vectorised or not."""
     data, num = series(num_times=3), 20_000 if parallel else 400

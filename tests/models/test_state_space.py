@@ -259,7 +259,6 @@ def test_the_class_is_final():
             pass
 
 
-@pytest.mark.xfail(strict=True, reason="BUG 2")
 def test_a_user_class_named_bound_is_refused_too():
     with pytest.raises(TypeError, match="final"):
 
