@@ -32,13 +32,14 @@ def is_bound(module: nn.Module) -> bool:
     >>> is_bound(component), is_bound(bind(component))
     (False, True)
     """
-    return type(module) in _bound_classes.values()
+    return "_is_bound" in type(module).__dict__
 
 
 def _bound_class(cls: type) -> type:
     """A subclass of ``cls`` (so that capabilities hold) whose attribute access and calls are those of a plain ``nn.Module``."""
     if cls not in _bound_classes:
         plain = {"__getattr__": nn.Module.__getattr__, "__call__": nn.Module.__call__, "__module__": cls.__module__}
+        plain["_is_bound"] = True
         _bound_classes[cls] = type(cls)(f"Bound{cls.__name__}", (cls,), plain)
     return _bound_classes[cls]
 
@@ -155,7 +156,7 @@ class _Reader:
         if dotted in self.values:
             given = torch.as_tensor(self.values[dotted], dtype=value.dtype, device=value.device)
             declared = max(value.dim(), 1) if declared is None else declared
-            return self._shaped(dotted, given, min(given.dim(), declared), declared)
+            return self._shaped(dotted, given, min(given.dim(), value.dim()), declared)
         return value
 
     def _random(self, dotted: str, module: PyroModule, name: str, prior: Any, declared: int | None) -> Tensor:
@@ -192,7 +193,7 @@ class _Reader:
             state[table] = dict(state[table])
         for name in _pyro_parameters(module):
             value = self.value(path, module, name)
-            if not isinstance(value, nn.Parameter):
+            if value is not module._parameters.get(name):
                 state["_parameters"].pop(name, None)
                 state[name] = value
         for name, child in module._modules.items():

@@ -2,12 +2,13 @@
 
 from pyro_ssm.blocks.linear import Linear, linear
 from pyro_ssm.blocks.mlp import MLP, activation_function, with_normal_priors
-from pyro_ssm.blocks.positive import (
+from pyro_ssm.blocks.parameters import (
     CholeskyAbove,
     SoftplusAbove,
     cholesky_parameter,
     positive_parameter,
     softplus_above,
+    vector_parameter,
 )
 from pyro_ssm.blocks.recurrent import RecurrentEncoder
 
@@ -22,5 +23,6 @@ __all__ = [
     "linear",
     "positive_parameter",
     "softplus_above",
+    "vector_parameter",
     "with_normal_priors",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_ssm.blocks._checks import check_choice, check_size
 from pyro_ssm.blocks._conditioning import inputs_of
 from pyro_ssm.blocks.linear import linear
-from pyro_ssm.blocks.positive import cholesky_parameter, positive_parameter
+from pyro_ssm.blocks.parameters import cholesky_parameter, positive_parameter
 from pyro_ssm.components import Affine, AffineGaussian
 
 __all__ = ["AffineNormal", "diagonal_normal", "noise_law", "noise_tril", "set_noise", "with_time"]

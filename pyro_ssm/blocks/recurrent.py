@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ssm.blocks._checks import check_choice, check_size
+from pyro_ssm.data import step_mask
+from pyro_ssm.ops import elman_scan, gru_scan
 
 __all__ = ["RecurrentEncoder"]
 
-_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
+_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "relu": partial(nn.RNN, nonlinearity="relu"), "rnn": nn.RNN}
 
 
 class _Direction(PyroModule):
-    """One recurrent network from left to right, with a first state that may be learnable."""
+    """One recurrent network from left to right, with a first state that may be learnable.
+
+    On the CPU a layer of simple or gated cells runs through :mod:`pyro_ssm.ops`, whose backward pass defers the weight
+    gradients; elsewhere, and for LSTMs, through torch's own module.
+    """
 
     def __init__(
         self, in_features: int, hidden_dim: int, cell: str, num_layers: int, dropout: float, learn_start: bool
     ) -> None:
         super().__init__()
         self.recurrent = _CELLS[cell](in_features, hidden_dim, num_layers, batch_first=True, dropout=dropout)
-        self.is_lstm = cell == "lstm"
+        self.cell, self.num_layers, self.is_lstm = cell, num_layers, cell == "lstm"
         if learn_start:
             self.start = nn.Parameter(torch.zeros(1 + self.is_lstm, num_layers, 1, hidden_dim))
         else:
             self.register_parameter("start", None)
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.num_layers == 1 and not self.is_lstm and features.device.type == "cpu":
+            return self._scan(features)
         start = self.start
         if start is None:
             return self.recurrent(features)[0]
         first = start.expand(start.shape[:-2] + (features.shape[0], start.shape[-1])).contiguous()
         return self.recurrent(features, (first[0], first[1]) if self.is_lstm else first[0])[0]
+
+    def _scan(self, features: Tensor) -> Tensor:
+        net = self.recurrent
+        first = features.new_zeros(1) if self.start is None else self.start[0, 0]
+        first = first.expand(features.shape[0], net.hidden_size)
+        products = F.linear(features, net.weight_ih_l0, net.bias_ih_l0)
+        if self.cell == "gru":
+            return gru_scan(products, first, net.weight_hh_l0, net.bias_hh_l0)
+        return elman_scan(products, first, net.weight_hh_l0, net.bias_hh_l0, rectify=self.cell == "relu")
 
 
 class RecurrentEncoder(PyroModule):
@@ -51,7 +71,7 @@ class RecurrentEncoder(PyroModule):
         in_features: features of a step.
         hidden_dim: features of each output.
         direction: ``"past"``, ``"future"`` or ``"both"``.
-        cell: ``"gru"``, ``"lstm"`` or ``"rnn"``.
+        cell: ``"gru"``, ``"lstm"``, ``"rnn"`` (simple, hyperbolic tangent) or ``"relu"`` (simple, rectifier).
         num_layers: how many networks stand on each other.
         dropout: between layers, while training; random from torch's generator.
         learn_start: whether the state before the first step is learnable (from zero) rather than zero.
@@ -109,7 +129,7 @@ class RecurrentEncoder(PyroModule):
                 f"{tuple(features.shape)}; wanted (*batch, time, {self.in_features})"
             )
         batch, steps = features.shape[:-2], features.shape[-2]
-        valid = None if lengths is None else _step_mask(lengths, batch, steps, features.device).reshape(-1, steps, 1)
+        valid = None if lengths is None else _valid_steps(lengths, batch, steps).reshape(-1, steps, 1)
         x = features.reshape(-1, steps, self.in_features)
         if valid is not None:
             x = x.where(valid, 0.0)  # a NaN in padding would reach gradients through a product with 0
@@ -119,8 +139,7 @@ class RecurrentEncoder(PyroModule):
         if valid is None:
             return past, self._restored(self.future(x.flip(1)).flip(1), None, batch)
         turned = _reversal(valid)
-        outputs = self.future(x.gather(1, turned.expand_as(x)))
-        return past, self._restored(outputs.gather(1, turned.expand_as(outputs)), valid, batch)
+        return past, self._restored(_take(self.future(_take(x, turned)), turned), valid, batch)
 
     def _restored(self, outputs: Tensor, valid: Tensor | None, batch: torch.Size) -> Tensor:
         if valid is not None:
@@ -132,14 +151,14 @@ class RecurrentEncoder(PyroModule):
         return f"{self.in_features}, {self.hidden_dim}, direction={self.direction!r}, cell={self.cell!r}"
 
 
-def _step_mask(lengths: Tensor, batch: torch.Size, steps: int, device: torch.device) -> Tensor:
+def _valid_steps(lengths: Tensor, batch: torch.Size, steps: int) -> Tensor:
     """``(*batch, time)`` bool, True before each series' end."""
     if lengths.dtype == torch.bool:
         mask, wanted = lengths, batch + (steps,)
     elif lengths.is_floating_point():
         raise TypeError(f"`lengths` must hold integers, or be a bool step mask, got {lengths.dtype}")
     else:
-        mask, wanted = torch.arange(steps, device=device) < lengths.unsqueeze(-1), batch + (steps,)
+        mask, wanted = step_mask(lengths, steps), batch + (steps,)
     try:
         return mask.expand(wanted)
     except RuntimeError as error:
@@ -150,7 +169,14 @@ def _step_mask(lengths: Tensor, batch: torch.Size, steps: int, device: torch.dev
 
 
 def _reversal(valid: Tensor) -> Tensor:
-    """The index ``(batch, time, 1)`` that reverses each series within its length and leaves padding where it is."""
-    steps = torch.arange(valid.shape[1], device=valid.device).unsqueeze(-1)
-    last = valid.sum(1, keepdim=True) - 1
-    return torch.where(valid, last - steps, steps)
+    """The order that reverses each series within its length and leaves padding in place, ``(batch * time,)`` rows."""
+    batch, steps, _ = valid.shape
+    step = torch.arange(steps, device=valid.device)
+    last = valid.squeeze(-1).sum(1, keepdim=True) - 1
+    within = torch.where(step <= last, last - step, step)
+    return (within + steps * torch.arange(batch, device=valid.device).unsqueeze(-1)).flatten()
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """``x`` ``(batch, time, features)``, its rows in another order; whole rows are quicker than a gather of entries."""
+    return x.flatten(0, 1).index_select(0, rows).reshape(x.shape)

@@ -77,7 +77,10 @@ class Observations(TorchDistribution):
             raise ValueError("observations with a memory of y take their sample dims from the path; got sample_shape")
         with torch.no_grad():
             drawn = self._history.drawn_observations(self._states)
-            return self._history.simulate(self._states) if drawn is None else drawn
+            if drawn is not None:
+                return drawn
+            # one record for each element of the batch, also where a plate is larger than the path's batch
+            return self._history.simulate(self._states.expand(self.batch_shape + self._states.shape[-2:]))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         return self.law.rsample(sample_shape)

@@ -3,5 +3,14 @@
 from pyro_ssm.dynamics.initial import NormalInitial
 from pyro_ssm.dynamics.linear import LinearNormal
 from pyro_ssm.dynamics.neural import FunctionTransition, GatedTransition, MLPTransition
+from pyro_ssm.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck, StationaryInitial
 
-__all__ = ["FunctionTransition", "GatedTransition", "LinearNormal", "MLPTransition", "NormalInitial"]
+__all__ = [
+    "FunctionTransition",
+    "GatedTransition",
+    "LinearNormal",
+    "MLPTransition",
+    "NormalInitial",
+    "OrnsteinUhlenbeck",
+    "StationaryInitial",
+]

@@ -12,6 +12,7 @@ from pyro_ssm.blocks._checks import check_size
 from pyro_ssm.blocks._conditioning import inputs_of
 from pyro_ssm.blocks._gaussian import noise_law, set_noise
 from pyro_ssm.blocks.linear import linear
+from pyro_ssm.blocks.parameters import vector_parameter
 from pyro_ssm.components import Gaussian, Initial
 
 __all__ = ["NormalInitial"]
@@ -60,10 +61,7 @@ class NormalInitial(Initial, Gaussian):
         super().__init__()
         self.state_dim = check_size("state_dim", state_dim)
         self.input_dim = check_size("input_dim", input_dim, least=0)
-        start = torch.as_tensor(loc, dtype=torch.get_default_dtype())
-        if start.dim() > 1 or start.numel() not in (1, state_dim):
-            raise ValueError(f"`loc` must be a number or have shape ({state_dim},), got shape {tuple(start.shape)}")
-        self.loc = nn.Parameter(start.expand(state_dim).clone())
+        self.loc = vector_parameter("loc", loc, state_dim)
         if input_dim:
             self.input_matrix = nn.Parameter(torch.zeros(state_dim, input_dim))
         set_noise(self, state_dim, covariance, scale, floor)

@@ -14,7 +14,7 @@ from pyro_ssm.blocks._conditioning import check_state, concatenate
 from pyro_ssm.blocks._gaussian import diagonal_normal
 from pyro_ssm.blocks.linear import Linear
 from pyro_ssm.blocks.mlp import MLP
-from pyro_ssm.blocks.positive import positive_parameter, softplus_above
+from pyro_ssm.blocks.parameters import positive_parameter, softplus_above
 from pyro_ssm.components import Gaussian, Transition, gap
 
 __all__ = ["FunctionTransition", "GatedTransition", "MLPTransition"]
@@ -177,7 +177,8 @@ class FunctionTransition(Transition, Gaussian):
     Args:
         state_dim: size of the state.
         function: ``f(state, inputs)`` from ``(..., time, state)`` to the same shape; a ``PyroModule`` (parameters found
-            by ``bind``), another module, or a plain function. It gets ``inputs`` as the data has them (or None).
+            by ``bind``), another module, or a plain function. It gets ``inputs`` as the data has them (or None). It
+            must broadcast: drawn constants have leading dims ``(*draws, *plates, 1, 1)`` that the state may lack.
         scale: first value of the standard deviations ``scale`` ``(state,)``.
         floor: lower bound of the learnable standard deviations.
 

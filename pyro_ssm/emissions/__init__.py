@@ -1,7 +1,9 @@
 """What is seen."""
 
 from pyro_ssm.emissions.binary import Bernoulli
-from pyro_ssm.emissions.continuous import Normal
+from pyro_ssm.emissions.categorical import Categorical
+from pyro_ssm.emissions.continuous import Normal, StudentT
+from pyro_ssm.emissions.count import NegativeBinomial, Poisson
 from pyro_ssm.emissions.linear import LinearNormal
 
-__all__ = ["Bernoulli", "LinearNormal", "Normal"]
+__all__ = ["Bernoulli", "Categorical", "LinearNormal", "NegativeBinomial", "Normal", "Poisson", "StudentT"]

@@ -89,7 +89,7 @@ class DataEncoder(PyroModule):
         features = [values, data.mask.to(values.dtype), gaps(times, values).log1p().expand(values.shape[:-1] + (1,))]
         if self.input_dim:
             features.append(self._inputs(data).to(values.dtype))
-        past, future = self.recurrent(torch.cat(features, -1), data.observed_step_mask)
+        past, future = self.recurrent(torch.cat(features, -1), None if data.lengths is None else data.observed_step_mask)
         terms = []
         if past is not None:
             terms.append(past if data.observed_index is None else self._from_past(past, data))

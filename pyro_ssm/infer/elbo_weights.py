@@ -201,11 +201,12 @@ def refuse_score_function(guide_trace: Trace) -> None:
 def _by_particle(site: Any, terms: Tensor, depth: int, kept: set[int], repeated: bool) -> Tensor:
     """Sum a site's terms over all dims but the particles' and the series'."""
     full = depth + 1 if repeated else depth
-    if terms.dim() > full:
+    padded = terms.reshape((1,) * (full - terms.dim()) + terms.shape)
+    own = {frame.dim for frame in _frames(site)}
+    if padded.dim() > full or any(padded.shape[dim] != 1 for dim in range(-depth, 0) if dim not in own):
         raise ValueError(
             f"site `{site['name']}` has terms of shape {tuple(terms.shape)}, which its plates do not explain. "
             "Put it inside the plate over series (a factor that depends on the path belongs there)"
         )
-    terms = terms.reshape((1,) * (full - terms.dim()) + terms.shape)
     summed = [dim for dim in range(-depth, 0) if dim not in kept]
-    return terms.sum(summed) if summed else terms
+    return padded.sum(summed) if summed else padded

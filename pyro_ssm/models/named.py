@@ -39,7 +39,7 @@ def dmm(
 
     >>> import torch, pyro_ssm as ssm
     >>> model = ssm.models.dmm(4, 88, emission=ssm.emissions.Bernoulli)
-    >>> model(ssm.TimeSeries(torch.arange(5.0), torch.zeros(2, 5, 88)))[0].shape
+    >>> model(ssm.TimeSeries(torch.arange(5.0).expand(2, 5)))[0].shape
     torch.Size([2, 5, 4])
     """
     return StateSpaceModel(
@@ -118,7 +118,7 @@ def srnn(
 
     >>> import torch, pyro_ssm as ssm
     >>> model = ssm.models.srnn(2, 3, hidden_dim=8)
-    >>> model(ssm.TimeSeries(torch.arange(5.0), torch.zeros(4, 5, 3)))[0].shape
+    >>> model(ssm.TimeSeries(torch.arange(5.0).expand(4, 5)))[0].shape
     torch.Size([4, 5, 2])
     """
     return StateSpaceModel(

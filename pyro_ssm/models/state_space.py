@@ -47,7 +47,7 @@ class StateSpaceModel(PyroModule):
     ...     emission=ssm.emissions.LinearNormal(state_dim=2, obs_dim=1),
     ... )
     >>> data = ssm.TimeSeries(times=torch.arange(5.0), values=torch.zeros(3, 5, 1))
-    >>> z, y = model(data)
+    >>> z, y = model(data.without_values())  # a draw from the prior
     >>> z.shape
     torch.Size([3, 5, 2])
     """
@@ -79,7 +79,7 @@ class StateSpaceModel(PyroModule):
             self._modules["memory"] = memory
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        if not cls.__name__.startswith("Bound"):
+        if "_is_bound" not in cls.__dict__:
             raise TypeError("StateSpaceModel is final: vary its components, or compose it in a PyroModule of your own")
         super().__init_subclass__(**kwargs)
 

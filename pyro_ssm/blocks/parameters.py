@@ -1,4 +1,4 @@
-"""Positive parameters with a floor, and Cholesky factors with a floor on their diagonal.
+"""Parameters: vectors, positive vectors with a floor, and Cholesky factors with a floor on their diagonal.
 
 A softplus alone underflows to zero, and the logarithm of a scale of zero is the usual first NaN of a fit. The floor
 belongs to the constraint, so the parameter *is* the scale: what is read, drawn or bound is used as it stands.
@@ -11,13 +11,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pyro.nn import PyroParam
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.transforms import AffineTransform, ComposeTransform, SoftplusTransform, Transform
 
 from pyro_ssm.blocks._checks import check_positive
 
-__all__ = ["CholeskyAbove", "SoftplusAbove", "cholesky_parameter", "positive_parameter", "softplus_above"]
+__all__ = [
+    "CholeskyAbove",
+    "SoftplusAbove",
+    "cholesky_parameter",
+    "positive_parameter",
+    "softplus_above",
+    "vector_parameter",
+]
 
 
 class SoftplusAbove(type(constraints.positive)):  # type: ignore[misc]  # torch exports instances, not classes
@@ -96,6 +103,31 @@ def softplus_above(value: Tensor, floor: float) -> Tensor:
     return F.softplus(value) + floor
 
 
+def vector_parameter(name: str, init: float | Tensor, size: int) -> nn.Parameter:
+    """A learnable vector ``(size,)``, one event dim.
+
+    Args:
+        name: for error messages.
+        init: its first value, a number or a tensor that broadcasts to ``(size,)``.
+        size: how many entries.
+
+    Raises:
+        ValueError: ``init`` has the wrong shape.
+
+    >>> from pyro_ssm.blocks import vector_parameter
+    >>> vector_parameter("mean", 0.5, size=2).tolist()
+    [0.5, 0.5]
+    """
+    return nn.Parameter(_vector(name, init, size))
+
+
+def _vector(name: str, init: float | Tensor, size: int) -> Tensor:
+    value = torch.as_tensor(init, dtype=torch.get_default_dtype()).detach()
+    if value.dim() > 1 or value.numel() not in (1, size):
+        raise ValueError(f"`{name}` must be a number or have shape ({size},), got shape {tuple(value.shape)}")
+    return value.expand(size).clone()
+
+
 def positive_parameter(name: str, init: float | Tensor, size: int, floor: float) -> Any:
     """A learnable vector ``(size,)`` above ``floor``, one event dim.
 
@@ -120,12 +152,10 @@ def positive_parameter(name: str, init: float | Tensor, size: int, floor: float)
     tensor([0.3000, 0.3000])
     """
     floor = check_positive("floor", floor)
-    value = torch.as_tensor(init, dtype=torch.get_default_dtype())
-    if value.dim() > 1 or value.numel() not in (1, size):
-        raise ValueError(f"`{name}` must be a number or have shape ({size},), got shape {tuple(value.shape)}")
+    value = _vector(name, init, size)
     if not bool((value > floor).all()):
         raise ValueError(f"`{name}` must lie above its floor {floor}, got {init}. Raise it, or lower the floor")
-    return PyroParam(value.expand(size).clone(), constraint=SoftplusAbove(floor), event_dim=1)
+    return PyroParam(value, constraint=SoftplusAbove(floor), event_dim=1)
 
 
 def cholesky_parameter(name: str, init: float | Tensor, size: int, floor: float) -> Any:
@@ -153,7 +183,7 @@ def cholesky_parameter(name: str, init: float | Tensor, size: int, floor: float)
             [0.0000, 0.3000]])
     """
     floor = check_positive("floor", floor)
-    value = torch.as_tensor(init, dtype=torch.get_default_dtype())
+    value = torch.as_tensor(init, dtype=torch.get_default_dtype()).detach()
     if value.dim() < 2 and value.numel() in (1, size):
         value = torch.diag(value.expand(size))
     if value.shape != (size, size):

@@ -1,0 +1,34 @@
+"""Every initial law and transition against the checks that hold for all components."""
+
+import pytest
+import torch
+
+from pyro_ssm import dynamics
+from tests.blocks.component_checks import check_component, jitter
+
+
+def sine(state, inputs):
+    return torch.sin(state)
+
+
+MAKERS = {
+    "NormalInitial": lambda: dynamics.NormalInitial(2),
+    "NormalInitial, full, inputs": lambda: jitter(dynamics.NormalInitial(2, input_dim=3, covariance="full")),
+    "LinearNormal": lambda: jitter(dynamics.LinearNormal(2)),
+    "LinearNormal, full, inputs": lambda: jitter(dynamics.LinearNormal(2, input_dim=3, covariance="full")),
+    "OrnsteinUhlenbeck": lambda: dynamics.OrnsteinUhlenbeck(2, mean=torch.tensor([1.0, -1.0])),
+    "OrnsteinUhlenbeck, inputs": lambda: jitter(dynamics.OrnsteinUhlenbeck(2, input_dim=3)),
+    "StationaryInitial": lambda: jitter(dynamics.OrnsteinUhlenbeck(2)).stationary(),
+    "GatedTransition": lambda: dynamics.GatedTransition(2, 8),
+    "GatedTransition, all": lambda: dynamics.GatedTransition(2, 8, input_dim=3, memory_dim=2, uses_gap=True),
+    "MLPTransition": lambda: dynamics.MLPTransition(2, (8, 8)),
+    "MLPTransition, all": lambda: dynamics.MLPTransition(
+        2, 8, input_dim=3, memory_dim=2, uses_gap=True, residual=False, activation="tanh"
+    ),
+    "FunctionTransition": lambda: dynamics.FunctionTransition(2, sine),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_contract(make):
+    check_component(make)
