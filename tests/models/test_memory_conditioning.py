@@ -64,7 +64,7 @@ def test_the_reference_is_a_normal_law_of_the_simulator(model, data):
 
 
 def test_all_conditionings_have_one_density(model, data):
-    """Both conditioned; y in the data and z conditioned; y in the data and z from a guide. Replays and draws have tests of their own."""
+    """Both conditioned; y in the data and z conditioned; y in the data and z from a guide."""
     z, y = drawn(model, data)
     wanted = dense(model, data, z, y)
     bare, full = data.without_values(), data.replace(values=y)
@@ -114,7 +114,7 @@ def test_the_density_of_one_trace_does_not_change(model, data):
 
 
 def test_values_with_z_free_give_the_path_given_its_y(model, data):
-    """With ``data.values`` and z free, z is drawn step by step from p(z_t | z_<t, y_<t), and the density is the joint's."""
+    """With ``data.values`` and z free, z is drawn from p(z_t | z_<t, y_<t), and the density is the joint's."""
     found, traced = log_prob(model, data)
     z = traced.nodes["z"]["value"]
     torch.testing.assert_close(found.detach(), dense(model, data, z.detach(), data.values))
@@ -171,7 +171,9 @@ def test_predictive_given_z_draws_y_step_by_step_along_it(model, parallel):
     data, num = series(num_times=3), 20_000 if parallel else 400
     z = torch.tensor([[1.0, -1.0], [0.5, 0.0], [1.0, -0.5]]).double()
     program = poutine.condition(model, data={"z": z})
-    found = Predictive(program, num_samples=num, parallel=parallel)(data.without_values())["y"].reshape(num, 3, 2).detach()
+    found = (
+        Predictive(program, num_samples=num, parallel=parallel)(data.without_values())["y"].reshape(num, 3, 2).detach()
+    )
     wanted = along(model, data.times, z, torch.randn(20_000, 3, 2).double())
     error = (wanted.var(0) / 20_000 + found.var(0) / num).sqrt()
     assert ((found.mean(0) - wanted.mean(0)) / error).abs().max() < 4.5
@@ -183,7 +185,11 @@ def test_predictive_given_drawn_paths_draws_y_along_each(model):
     data, num = series(num_times=3), 4000
     far = torch.tensor([[[1.0, -1.0]] * 3, [[-30.0, 40.0]] * 3]).double()
     z = far[torch.arange(num) % 2]
-    y = Predictive(model, posterior_samples={"z": z}, parallel=True)(data.without_values())["y"].reshape(num, 3, 2).detach()
+    y = (
+        Predictive(model, posterior_samples={"z": z}, parallel=True)(data.without_values())["y"]
+        .reshape(num, 3, 2)
+        .detach()
+    )
     for i in range(2):
         wanted = along(model, data.times, far[i], torch.randn(num, 3, 2).double())
         found = y[i::2]
