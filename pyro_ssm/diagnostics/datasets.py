@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.diagnostics.axes import Axes
 from pyro_ssm.diagnostics.densities import Densities, densities, log_prior, log_weight, one_step
 from pyro_ssm.guides import Guide
-from pyro_ssm.infer.fit import FitResult
+from pyro_ssm.infer import FitResult
 from pyro_ssm.models import StateSpaceModel, emission_law, history
 from pyro_ssm.predict import Forecast, PosteriorDraws, posterior_draws
 from pyro_ssm.predict.parameters import by_dotted_name
@@ -64,7 +64,7 @@ def to_datasets(
     axes = Axes(data, chains, coords)
     draws = posterior_draws(model, posterior, data, num_samples, chunk=chunk)
     guide = posterior.guide if isinstance(posterior, FitResult) else posterior
-    known = _densities(model, draws, data)
+    known = _densities(model, draws, data, chunk)
 
     groups = {"posterior": _posterior(model, draws, posterior, axes)}
     groups["posterior_predictive"] = xr.Dataset({"y": _observations(model, draws, axes, chunk)})
@@ -88,10 +88,18 @@ def to_datasets(
     return groups
 
 
-def _densities(model: StateSpaceModel, draws: PosteriorDraws, data: TimeSeries) -> Densities | None:
+def _chunks(draws: PosteriorDraws, chunk: int | None) -> Iterator[PosteriorDraws]:
+    number = draws.states.shape[0]
+    for start in range(0, number, chunk or number):
+        now = slice(start, start + (chunk or number))
+        yield PosteriorDraws({name: value[now] for name, value in draws.parameters.items()}, draws.states[now])
+
+
+def _densities(model: StateSpaceModel, draws: PosteriorDraws, data: TimeSeries, chunk: int | None) -> Densities | None:
     if any(isinstance(part, SampleOnly) for part in (model.initial, model.transition, model.emission)):
         return None
-    return densities(model, draws, data)
+    parts = [densities(model, part, data) for part in _chunks(draws, chunk)]
+    return Densities(torch.cat([part.entries for part in parts]), torch.cat([part.joint for part in parts]))
 
 
 def _real(axes: Axes, values: Tensor) -> Tensor:
@@ -117,14 +125,11 @@ def _posterior(model: StateSpaceModel, draws: PosteriorDraws, posterior: Any, ax
 
 @torch.no_grad()
 def _observations(model: StateSpaceModel, draws: PosteriorDraws, axes: Axes, chunk: int | None) -> xr.DataArray:
-    number = draws.states.shape[0]
     parts = []
-    for start in range(0, number, chunk or number):
-        now = slice(start, start + (chunk or number))
-        bound = model.bind({name: value[now] for name, value in draws.parameters.items()} or None)
-        states = draws.states[now]
-        law = emission_law(bound, axes.data, states, history(bound, axes.data))
-        shape = states.shape[:-2] + (axes.data.num_observed_times,)
+    for part in _chunks(draws, chunk):
+        bound = model.bind(part.parameters or None)
+        law = emission_law(bound, axes.data, part.states, history(bound, axes.data))
+        shape = part.states.shape[:-2] + (axes.data.num_observed_times,)
         parts.append((law if law.batch_shape == shape else law.expand(shape)).sample())
     return axes.draws(_real(axes, torch.cat(parts)), ("time", "obs"))
 

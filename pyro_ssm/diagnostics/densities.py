@@ -11,8 +11,7 @@ from torch import Tensor
 from pyro_ssm.binding import random_parameters
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
-from pyro_ssm.infer.gaussian import kalman_filter
-from pyro_ssm.infer.local_parameters import local_parameters
+from pyro_ssm.infer import kalman_filter, local_parameters
 from pyro_ssm.models import StateSpaceModel, history, observation_law, path_law, site_name
 from pyro_ssm.predict import PosteriorDraws
 from pyro_ssm.predict.impute import entrywise

@@ -69,10 +69,11 @@ def to_inference_data(
         ImportError: ArviZ is not installed (:func:`~pyro_ssm.diagnostics.to_datasets` works without it).
 
     >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.diagnostics import to_inference_data
     >>> model = ssm.StateSpaceModel(
     ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
     >>> data = ssm.TimeSeries(torch.arange(4.0), torch.zeros(3, 4, 1))
-    >>> idata = ssm.to_inference_data(None, model=model, data=data, num_samples=10)
+    >>> idata = to_inference_data(None, model=model, data=data, num_samples=10)
     >>> dict(idata["posterior_predictive"]["y"].sizes)
     {'chain': 1, 'draw': 10, 'series': 3, 'time': 4, 'obs': 1}
     """

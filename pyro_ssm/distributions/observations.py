@@ -22,8 +22,8 @@ class Observations(TorchDistribution):
     together with this very path). A draw of a discrete law is not differentiable; ``log_prob`` always is.
 
     Args:
-        law: the masked law of all steps, batch ``(..., time)``, event ``(obs,)``; a function that returns it when memory
-            sees observations, since then it depends on the y with which the program ends.
+        law: the masked law of all steps, batch ``(..., time)``, event ``(obs,)``; a function that returns it when
+            memory sees observations, since then it depends on the y with which the program ends.
         states: the path, needed only beside ``history``.
         history: the run of memory that path and observations share.
         shape: batch shape and event shape, needed when ``law`` is a function.

@@ -76,7 +76,7 @@ def _sample_sites(trace: Trace) -> list[Any]:
 
 @torch.no_grad()
 def plate_shape(model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> PlateShape:
-    """Run guide and model once, and see how their sites lie in plates.
+    """Run guide and model once, and see how their sites lie in plates; leaves the random generators as they are.
 
     >>> import pyro, torch
     >>> import pyro.distributions as dist
@@ -91,7 +91,8 @@ def plate_shape(model: Callable[..., Any], guide: Callable[..., Any], *args: Any
     >>> plate_shape(model, guide)
     PlateShape(depth=1, plated=True, outside=())
     """
-    with poutine.block():
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with poutine.block(), torch.random.fork_rng(devices):
         drawn = poutine.trace(guide).get_trace(*args)
         run = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args)
     sites = _sample_sites(drawn) + _sample_sites(run)

@@ -35,12 +35,12 @@ def local_parameters() -> Iterator[None]:
     """
     # Pyro gives a module this table when it is made, and only if the mode is on by then; the others find it here
     before = vars(_Context).get("param_state")
-    _Context.param_state = {"params": {}, "constraints": {}}
+    _Context.param_state = {"params": {}, "constraints": {}}  # type: ignore[misc]
     try:
         with pyro.settings.context(module_local_params=True):
             yield
     finally:
         if before is None:
-            del _Context.param_state
+            del _Context.param_state  # type: ignore[misc]
         else:
             _Context.param_state = before

@@ -29,8 +29,8 @@ def sample_prior(model: PyroModule, num_samples: int | None = None) -> dict[str,
         num_samples: number of draws; they become the leftmost dimension of every value. None for a single draw.
 
     Returns:
-        Dotted name to value, ``(*event,)`` or ``(num_samples, *event)``, without gradient. Beside data with a batch dim,
-        bind draws with a dim for it: ``value.unsqueeze(1)``.
+        Dotted name to value, ``(*event,)`` or ``(num_samples, *event)``, without gradient. Beside data with a batch
+        dim, bind draws with a dim for it: ``value.unsqueeze(1)``.
 
     Raises:
         TypeError: ``model`` is bound already: its parameters are numbers.

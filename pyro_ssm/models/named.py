@@ -63,7 +63,8 @@ def vrnn(
         z_t \\sim p(z_t \\mid h_{t-1}), \\qquad y_t \\sim p(y_t \\mid z_t, h_{t-1}), \\qquad h_t = f(y_t, z_t, h_{t-1})
 
     Pair it with ``guides.Structured(model, direction="past", structured=False)``, which sees :math:`y_{\\le t}` and
-    :math:`h_{t-1}` as the paper's inference network does. A missing observation is skipped by the GRU, not marginalised.
+    :math:`h_{t-1}` as the paper's inference network does. A missing observation is skipped by the GRU, not
+    marginalised.
 
     Args:
         state_dim: of the state.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ssm.binding import parameter_names, random_parameters
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.infer.local_parameters import local_parameters
+from pyro_ssm.infer import local_parameters
 from pyro_ssm.models import StateSpaceModel, site_name
 
 __all__ = ["align", "by_dotted_name", "event_dims"]

@@ -17,10 +17,8 @@ from torch import Tensor
 from pyro_ssm.binding import random_parameters
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
-from pyro_ssm.infer.fit import FitResult
+from pyro_ssm.infer import FitResult, local_parameters, sample_posterior
 from pyro_ssm.infer.fit_gradient import EmptyGuide
-from pyro_ssm.infer.gaussian import sample_posterior
-from pyro_ssm.infer.local_parameters import local_parameters
 from pyro_ssm.models import StateSpaceModel, site_name
 from pyro_ssm.predict.parameters import align, by_dotted_name, event_dims, fits, missing_parameters
 from pyro_ssm.predict.record import record_of

@@ -250,6 +250,29 @@ class TestDensities:
         assert (error.abs() < 5 * (variance / 20_000).sqrt()).all()
         assert np.allclose(y.reshape(20_000, 8).var(0), variance, rtol=0.06)
 
+    def test_a_memory_that_sees_observations(self):
+        model = ssm.models.vrnn(obs_dim=2, state_dim=2, hidden_dim=3)
+        data = some_data((2,)).to(dtype=torch.float32)
+        guide = ssm.guides.Structured(model, hidden_dim=4)
+        draws = posterior_draws(model, guide, data, 5)
+        groups = to_datasets(draws, model=model, data=data, chunk=2)
+        for s in range(5):
+            trace = pyro.poutine.trace(pyro.poutine.condition(model, {"z": draws.states[s]})).get_trace(data)
+            trace.compute_log_prob()
+            terms = groups["log_likelihood"]["y"].values[0, s]
+            assert np.isclose(terms.sum(), trace.nodes["y"]["log_prob"].sum().item(), rtol=1e-5)
+            assert np.isclose(groups["sample_stats"]["lp"].values[0, s], trace.log_prob_sum().item(), rtol=1e-5)
+
+    def test_chunks_change_nothing(self):
+        model, data = random_rate_model(), some_data((2,))
+        draws = posterior_draws(model, {"transition.rate": torch.rand(5).double() + 0.1}, data)
+        torch.manual_seed(2)
+        whole = to_datasets(draws, model=model, data=data)
+        torch.manual_seed(2)
+        parts = to_datasets(draws, model=model, data=data, chunk=2)
+        for group, name in (("posterior", "z"), ("log_likelihood", "y"), ("sample_stats", "lp")):
+            assert np.allclose(whole[group][name].values, parts[group][name].values, rtol=1e-12)
+
     def test_left_out_on_request(self):
         assert "log_likelihood" not in to_datasets(
             None, model=gaussian_model(), data=some_data(), num_samples=2, log_likelihood=False

@@ -14,8 +14,7 @@ import torch
 import xarray as xr
 from pyro.nn import PyroSample
 
-import pyro_ssm as ssm
-from pyro_ssm.diagnostics import to_datasets, wrap
+from pyro_ssm.diagnostics import to_datasets, to_inference_data, wrap
 from pyro_ssm.predict import forecast
 from tests.diagnostics.test_datasets import DATES, some_data
 from tests.predict.gaussian import gaussian_model
@@ -66,7 +65,7 @@ def arviz():
 def test_the_call_of_the_installed_arviz(arviz, tmp_path):
     model, data, posterior, drawn = some_groups()
     torch.manual_seed(1)
-    idata = ssm.to_inference_data(posterior, model=model, data=data, forecast=drawn, log_likelihood="one_step")
+    idata = to_inference_data(posterior, model=model, data=data, forecast=drawn, log_likelihood="one_step")
     torch.manual_seed(1)
     groups = to_datasets(posterior, model=model, data=data, forecast=drawn, log_likelihood="one_step")
     assert type(idata).__name__ == ("InferenceData" if arviz.__version__.startswith("0.") else "DataTree")
@@ -84,7 +83,7 @@ def test_the_call_of_the_installed_arviz(arviz, tmp_path):
 
 def test_loo_of_conditional_terms_is_finite(arviz):
     model, data, posterior, _ = some_groups()
-    idata = ssm.to_inference_data(posterior, model=model, data=data)
+    idata = to_inference_data(posterior, model=model, data=data)
     assert np.isfinite(float(arviz.loo(idata, pointwise=False).iloc[0]))
 
 
@@ -129,7 +128,7 @@ def test_arviz_1(arviz, tmp_path):
     assert result.returncode == 0, result.stderr
     version, rows, elpd = result.stdout.split()
     assert int(version.split(".")[0]) >= 1
-    ours = ssm.diagnostics.wrap.wrap(groups)
+    ours = wrap.wrap(groups)
     assert np.isclose(float(elpd), float(arviz.loo(ours).iloc[0]), rtol=1e-6)
     back = arviz.from_netcdf(str(target))  # written by one, read by the other
     assert (back["posterior"]["z"].values == groups["posterior"]["z"].values).all()

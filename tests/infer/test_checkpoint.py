@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from pyro_ssm.infer import IWAE, fit
 from pyro_ssm.infer import checkpoint as files
-from pyro_ssm.infer import fit
 
 from .programs import Chain, LinearGuide, PointGuide, simulate
 from .resumable import numbers, run
@@ -53,6 +53,21 @@ def test_resumed_is_uninterrupted(stop, tmp_path, one_thread):
     assert path.exists() == (stop > 2)  # the step at which it was interrupted was not saved
     assert same(numbers(run(path)), whole)
     assert same(numbers(run(path)), whole)  # finished: nothing is left to do
+
+
+def test_resume_with_a_loss_that_looks_at_the_plates(tmp_path, one_thread):
+    """Held-out data of another kind (one series, no plate) must not shift the random numbers."""
+    changes = {"loss": IWAE(3), "validation": simulate(1, 4, seed=3), "num_steps": 20, "patience": None}
+    whole = numbers(run(None, **changes))
+    path = tmp_path / "fit.pt"
+
+    def interrupt(step, bound):
+        if step == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(path, **{**changes, "callback": interrupt})
+    assert same(numbers(run(path, **changes)), whole)
 
 
 @pytest.mark.slow

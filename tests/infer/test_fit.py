@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
+from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceGraph_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import nn
@@ -18,6 +18,7 @@ from pyro_ssm.infer import (
     FreeBits,
     evidence_lower_bound,
     fit,
+    importance_log_likelihood,
     linear_annealing,
     local_parameters,
     warmup_cosine,
@@ -71,8 +72,10 @@ def test_optimum_is_the_evidence_of_the_closed_form(batch_size, loss):
     )
     best = dist.Normal(y.mean(), math.sqrt(2)).log_prob(y)
     torch.testing.assert_close(result.model.level.detach(), y.mean(), atol=0.05, rtol=0)
-    bound = evidence_lower_bound(result.model, result.guide, data, num_samples=50)
-    torch.testing.assert_close(bound.total, best.sum(), atol=0.1, rtol=0)  # of 34 nats
+    # of 34 nats; IWAE forgives a guide that is not quite the posterior
+    reached = importance_log_likelihood if isinstance(loss, IWAE) else evidence_lower_bound
+    found = reached(result.model, result.guide, data, num_samples=50)
+    torch.testing.assert_close(found.total, best.sum(), atol=0.1, rtol=0)
     # at the exact posterior the bound has no noise, and its unit is one observation
     assert result.num_observations == 20
     torch.testing.assert_close(
@@ -165,7 +168,11 @@ def test_an_epoch_visits_every_series_once_in_a_new_order():
 # --------------------------------------------------------------------------------- what is not differentiable
 
 
-@pytest.mark.parametrize("loss", [RenyiELBO(num_particles=2), TraceGraph_ELBO()], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize(
+    "loss",
+    [RenyiELBO(num_particles=2), TraceGraph_ELBO(), ReweightedWakeSleep(num_particles=4)],
+    ids=lambda loss: type(loss).__name__,
+)
 def test_losses_without_differentiable_loss_train(loss):
     data = simulate(20, 1)
     model = Level()
