@@ -20,6 +20,13 @@ from pyro_ssm.models import StateSpaceModel, batch_shape, history, series_plate,
 __all__ = ["Guide"]
 
 
+class _ParameterNormal(AutoNormal):
+    """An AutoNormal whose copying leaves the original alone: Pyro's drops the model of the live object."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
 class Guide(PyroModule):
     """An approximate posterior :math:`q(\\theta)\\, q(z_{1:T} \\mid y, \\theta)` with one path site ``"z"``.
 
@@ -56,7 +63,7 @@ class Guide(PyroModule):
         if not isinstance(model, StateSpaceModel) or is_bound(model):
             raise TypeError(f"`model` must be an unbound StateSpaceModel, got {type(model).__name__}")
         self._model = (model,)  # a tuple, so that it is not registered
-        self.parameter_guide = parameters if parameters is not None else AutoNormal(self._parameter_program)
+        self.parameter_guide = parameters if parameters is not None else _ParameterNormal(self._parameter_program)
 
     @property
     def model(self) -> StateSpaceModel:
