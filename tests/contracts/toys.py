@@ -147,7 +147,7 @@ def remembering(state_dim=2, obs_dim=2, dtype=torch.float64):
 
 
 def simulate(model, times, noise_z, noise_y):
-    """A plain loop over time: noise ``(n, time, .)`` to ``z`` and ``y``; reads a model of these toys, memory and all."""
+    """A plain loop over time: noise ``(n, time, .)`` to ``z`` and ``y``; reads these toys, memory and all."""
     a, b, c, memory = model.initial, model.transition, model.emission, model.memory
     with torch.no_grad():
         m = None if memory is None else memory.first.expand(len(noise_z), 2)

@@ -76,10 +76,6 @@ class TestWithRandomParameters(GuideContract):
     def make_guide(self, model, **options):
         return GaussianMarkov(model, 8, **options)
 
-    @pytest.mark.xfail(strict=True, reason="BUG 4")
-    def test_copies_keep_their_model(self):
-        super().test_copies_keep_their_model()
-
 
 class TestOfAMemory(GuideContract):
     def make_model(self):

@@ -5,10 +5,11 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO
+from pyro.nn import PyroSample
 
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
-from pyro_ssm.models import path_law
+from pyro_ssm.models import history, observation_law, path_law
 from tests.contracts.toys import dense_normal, joint, normal, remembering, series, simulate
 
 
@@ -254,3 +255,22 @@ def test_vectorised_particles_are_a_loop_over_particles(model, data):
     pair[0].compute_log_prob()
     found = pair[0].nodes["z"]["log_prob"] + pair[0].nodes["y"]["log_prob"]
     torch.testing.assert_close(found.detach(), dense(model, data, z, data.values.expand(5, 3, 4, 2)))
+
+
+def test_draws_of_parameters_and_of_a_memory_are_a_loop(data):
+    """Random parameters of transition and memory, vectorised particles, a memory of y: particle by particle."""
+    model = remembering()
+    model.transition.rate = PyroSample(dist.LogNormal(torch.zeros(2).double(), 0.3).to_event(1))
+    model.memory.keep = PyroSample(dist.Normal(torch.zeros(2).double(), 0.3).to_event(1))
+    guide = Fixed(model, torch.randn(3, 4, 2).double())
+    elbo = Trace_ELBO(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    ((modelled, guided),) = list(elbo._get_traces(model, guide, (data,), {}))
+    modelled.compute_log_prob()
+    values = {name: guided.nodes[name]["value"].detach() for name in ("transition.rate", "memory.keep")}
+    z = guided.nodes["z"]["value"].detach()
+    for s in range(5):
+        bound = model.bind({name: value[s, 0] for name, value in values.items()})
+        run, path = history(bound, data), z[s].clone()
+        torch.testing.assert_close(modelled.nodes["z"]["log_prob"][s], path_law(bound, data, run).log_prob(path))
+        y = observation_law(bound, data, path, run).log_prob(data.values)
+        torch.testing.assert_close(modelled.nodes["y"]["log_prob"][s], y)
