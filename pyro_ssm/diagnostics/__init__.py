@@ -1,0 +1,2 @@
+"""stub"""
+to_inference_data = None
