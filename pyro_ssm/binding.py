@@ -155,7 +155,7 @@ class _Reader:
         if dotted in self.values:
             given = torch.as_tensor(self.values[dotted], dtype=value.dtype, device=value.device)
             declared = max(value.dim(), 1) if declared is None else declared
-            return self._shaped(dotted, given, min(given.dim(), declared), declared)
+            return self._shaped(dotted, given, min(given.dim(), value.dim()), declared)
         return value
 
     def _random(self, dotted: str, module: PyroModule, name: str, prior: Any, declared: int | None) -> Tensor:
@@ -192,7 +192,7 @@ class _Reader:
             state[table] = dict(state[table])
         for name in _pyro_parameters(module):
             value = self.value(path, module, name)
-            if not isinstance(value, nn.Parameter):
+            if value is not module._parameters.get(name):
                 state["_parameters"].pop(name, None)
                 state[name] = value
         for name, child in module._modules.items():

@@ -120,8 +120,7 @@ class RecurrentEncoder(PyroModule):
         if valid is None:
             return past, self._restored(self.future(x.flip(1)).flip(1), None, batch)
         turned = _reversal(valid)
-        outputs = self.future(x.gather(1, turned.expand_as(x)))
-        return past, self._restored(outputs.gather(1, turned.expand_as(outputs)), valid, batch)
+        return past, self._restored(_take(self.future(_take(x, turned)), turned), valid, batch)
 
     def _restored(self, outputs: Tensor, valid: Tensor | None, batch: torch.Size) -> Tensor:
         if valid is not None:
@@ -151,7 +150,14 @@ def _valid_steps(lengths: Tensor, batch: torch.Size, steps: int) -> Tensor:
 
 
 def _reversal(valid: Tensor) -> Tensor:
-    """The index ``(batch, time, 1)`` that reverses each series within its length and leaves padding where it is."""
-    steps = torch.arange(valid.shape[1], device=valid.device).unsqueeze(-1)
-    last = valid.sum(1, keepdim=True) - 1
-    return torch.where(valid, last - steps, steps)
+    """The order that reverses each series within its length and leaves padding in place, ``(batch * time,)`` rows."""
+    batch, steps, _ = valid.shape
+    step = torch.arange(steps, device=valid.device)
+    last = valid.squeeze(-1).sum(1, keepdim=True) - 1
+    within = torch.where(step <= last, last - step, step)
+    return (within + steps * torch.arange(batch, device=valid.device).unsqueeze(-1)).flatten()
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """``x`` ``(batch, time, features)``, its rows in another order; whole rows are quicker than a gather of entries."""
+    return x.flatten(0, 1).index_select(0, rows).view_as(x)

@@ -177,7 +177,8 @@ class FunctionTransition(Transition, Gaussian):
     Args:
         state_dim: size of the state.
         function: ``f(state, inputs)`` from ``(..., time, state)`` to the same shape; a ``PyroModule`` (parameters found
-            by ``bind``), another module, or a plain function. It gets ``inputs`` as the data has them (or None).
+            by ``bind``), another module, or a plain function. It gets ``inputs`` as the data has them (or None). It
+            must broadcast: drawn constants have leading dims ``(*draws, *plates, 1, 1)`` that the state may lack.
         scale: first value of the standard deviations ``scale`` ``(state,)``.
         floor: lower bound of the learnable standard deviations.
 

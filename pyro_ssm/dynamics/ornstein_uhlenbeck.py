@@ -59,7 +59,7 @@ class OrnsteinUhlenbeck(AffineGaussian, Transition):
 
     >>> import torch
     >>> from pyro_ssm.dynamics import OrnsteinUhlenbeck
-    >>> times = torch.tensor([0.0, 0.5, 100.0], dtype=torch.float64)
+    >>> times = torch.tensor([0.0, 0.5, 1000.0], dtype=torch.float64)
     >>> law = OrnsteinUhlenbeck(state_dim=1)(torch.ones(2, 1), times[:-1], times[1:], None)
     >>> law.mean.detach().squeeze(-1), law.variance.detach().squeeze(-1)
     (tensor([0.6065, 0.0000]), tensor([0.3161, 0.5000]))

@@ -18,7 +18,7 @@ __all__ = ["Categorical"]
 class _CategoricalCodes(dist.Categorical):
     """Class numbers in the dtype of the logits, as the values of a time series are."""
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  # torch's own default
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # torch's own default
         return super().sample(sample_shape).to(self.logits.dtype)
 
 

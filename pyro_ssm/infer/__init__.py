@@ -7,7 +7,7 @@ from pyro_ssm.infer.fit import FitResult, fit
 from pyro_ssm.infer.gaussian import KalmanFiltered, KalmanSmoothed, kalman_filter, kalman_smoother, sample_posterior
 from pyro_ssm.infer.importance import ImportanceEstimate, LowerBound, evidence_lower_bound, importance_log_likelihood
 from pyro_ssm.infer.local_parameters import local_parameters
-from pyro_ssm.infer.marginal import Marginal
+from pyro_ssm.infer.marginal import Marginal, MarginalLaw
 from pyro_ssm.infer.prior import sample_prior
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "KalmanSmoothed",
     "LowerBound",
     "Marginal",
+    "MarginalLaw",
     "evidence_lower_bound",
     "fit",
     "importance_log_likelihood",

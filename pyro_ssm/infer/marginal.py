@@ -32,11 +32,11 @@ class Marginal(nn.Module):
 
     ``Marginal(model)(data)`` reads every parameter once (a ``PyroSample`` is a site, shared by all series), opens the
     same plate as the model itself, and samples ``"y"``, which is observed exactly when ``data.values is not None``. It
-    therefore goes wherever a Pyro model goes: ``MCMC(NUTS(exact))``, ``SVI`` with an autoguide, ``Predictive``. Site names
-    are those of the model, which stays the root.
+    therefore goes wherever a Pyro model goes: ``MCMC(NUTS(exact))``, ``SVI`` with an autoguide, ``Predictive``. Site
+    names are those of the model, which stays the root.
 
-    The density is exact where the filter is (``kalman_filter``), and the filter's approximation otherwise. Gradients with
-    respect to parameters are those of the filter.
+    The density is exact where the filter is (``kalman_filter``), and the filter's approximation otherwise. Gradients
+    with respect to parameters are those of the filter.
 
     Args:
         model: an unbound :class:`~pyro_ssm.models.StateSpaceModel`.
@@ -82,8 +82,8 @@ class Marginal(nn.Module):
 class MarginalLaw(TorchDistribution):
     """The law of the record with the states integrated out; batch ``(*draws, *batch)``, event ``(time, obs)``.
 
-    ``log_prob(value)`` is the filter's total log-likelihood of ``value``, missing and padded entries of ``data`` left out;
-    ``sample`` simulates the model, path and record, at every entry.
+    ``log_prob(value)`` is the filter's total log-likelihood of ``value``, missing and padded entries of ``data`` left
+    out; ``sample`` simulates the model, path and record, at every entry.
 
     Args:
         model: bound.
@@ -114,12 +114,15 @@ class MarginalLaw(TorchDistribution):
 
     @property
     def support(self) -> Any:  # type: ignore[override]
+        """Records of real numbers."""
         return constraints.independent(constraints.real, 2)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MarginalLaw:
+        """The same law for a larger batch; its draws are independent."""
         return MarginalLaw(self._model, self._data, self._filter, torch.Size(batch_shape))
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Records ``(*sample_shape, *batch, time, obs)`` of paths drawn afresh; not differentiable."""
         with torch.no_grad():
             run = history(self._model, self._data)
             path = path_law(self._model, self._data, run).expand(torch.Size(sample_shape) + self.batch_shape).sample()

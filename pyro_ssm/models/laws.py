@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_ssm.components import gaps
+from pyro_ssm.components import Emission, Initial, Memory, Transition, gaps
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions import History, MarkovPath, Observations, masked
 
-if TYPE_CHECKING:
-    from pyro_ssm.models.state_space import StateSpaceModel
-
-__all__ = ["batch_shape", "emission_law", "history", "observation_law", "path_law"]
+__all__ = ["BoundModel", "batch_shape", "emission_law", "history", "observation_law", "path_law"]
 
 
-def batch_shape(model: StateSpaceModel, data: TimeSeries) -> torch.Size:
+class BoundModel(Protocol):
+    """What these functions ask of a model: its parts, with plain tensors for parameters (see ``StateSpaceModel.bind``).
+
+    >>> from pyro_ssm.models import BoundModel
+    >>> sorted(BoundModel.__annotations__)
+    ['emission', 'initial', 'parameter_shape', 'transition']
+    """
+
+    initial: Initial
+    transition: Transition
+    emission: Emission
+    parameter_shape: torch.Size
+
+    @property
+    def memory(self) -> Memory | None:
+        """The model's memory, or None."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its learnable parameters."""
+        ...
+
+
+def batch_shape(model: BoundModel, data: TimeSeries) -> torch.Size:
     """``(*draws, *plates)`` of the bound parameters, broadcast with the batch of the data.
 
     >>> import torch, pyro_ssm as ssm
@@ -36,11 +56,14 @@ def _at_observations(data: TimeSeries, tensor: Tensor | None, dim: int) -> Tenso
     return tensor.index_select(dim, data.observed_index)
 
 
-def _like(model: StateSpaceModel) -> Tensor:
-    return next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+def _like(model: BoundModel, data: TimeSeries) -> Tensor:
+    """A tensor of the dtype and device in which the model computes."""
+    if data.values is not None:
+        return data.values
+    return next(iter(model.parameters()), torch.zeros((), device=data.times.device))
 
 
-def history(model: StateSpaceModel, data: TimeSeries) -> History | None:
+def history(model: BoundModel, data: TimeSeries) -> History | None:
     """The run of the model's memory along ``data``; None for a model without memory.
 
     >>> import torch, pyro_ssm as ssm
@@ -62,7 +85,7 @@ def history(model: StateSpaceModel, data: TimeSeries) -> History | None:
 
     return History(
         model.memory,
-        gaps(times, _like(model)),
+        gaps(times, _like(model, data)),
         inputs,
         data.values,
         _observation_mask(model, data),
@@ -71,7 +94,7 @@ def history(model: StateSpaceModel, data: TimeSeries) -> History | None:
     )
 
 
-def path_law(model: StateSpaceModel, data: TimeSeries, run: History | None = None) -> MarkovPath:
+def path_law(model: BoundModel, data: TimeSeries, run: History | None = None) -> MarkovPath:
     """The law of the path ``z`` of a bound model at ``data.times``.
 
     >>> import torch, pyro_ssm as ssm
@@ -92,7 +115,7 @@ def path_law(model: StateSpaceModel, data: TimeSeries, run: History | None = Non
     )
 
 
-def emission_law(model: StateSpaceModel, data: TimeSeries, states: Tensor, run: History | None = None) -> Any:
+def emission_law(model: BoundModel, data: TimeSeries, states: Tensor, run: History | None = None) -> Any:
     """The unmasked law of all observations given a path, batch ``(..., time)``, event ``(obs,)``.
 
     >>> import torch, pyro_ssm as ssm
@@ -109,7 +132,7 @@ def emission_law(model: StateSpaceModel, data: TimeSeries, states: Tensor, run: 
     return model.emission(at, times, inputs, memory=after)
 
 
-def observation_law(model: StateSpaceModel, data: TimeSeries, states: Tensor, run: History | None = None) -> Observations:
+def observation_law(model: BoundModel, data: TimeSeries, states: Tensor, run: History | None = None) -> Observations:
     """The law of the record ``y`` given a path; what is missing or padded adds exactly 0.
 
     >>> import torch, pyro_ssm as ssm
@@ -131,7 +154,7 @@ def observation_law(model: StateSpaceModel, data: TimeSeries, states: Tensor, ru
     return Observations(law, states, run, shape)
 
 
-def _observation_mask(model: StateSpaceModel, data: TimeSeries) -> Tensor:
+def _observation_mask(model: BoundModel, data: TimeSeries) -> Tensor:
     if data.mask is not None:
         return data.mask
     return data.observed_step_mask.unsqueeze(-1).expand(data.observed_step_mask.shape + (model.emission.obs_dim,))

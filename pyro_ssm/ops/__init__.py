@@ -1,6 +1,7 @@
 """Operators on plain tensors: no Pyro, no models; each fast one stands beside a reference in a few plain lines."""
 
 from pyro_ssm.ops.combiner_path import combiner_path, combiner_path_reference
+from pyro_ssm.ops.composite import composite_backward
 from pyro_ssm.ops.info import OpsInfo, info
 from pyro_ssm.ops.kalman import (
     backward_conditionals,
@@ -10,6 +11,7 @@ from pyro_ssm.ops.kalman import (
 )
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
+from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
 
 __all__ = [
     "OpsInfo",
@@ -17,6 +19,11 @@ __all__ = [
     "backward_sample_reference",
     "combiner_path",
     "combiner_path_reference",
+    "composite_backward",
+    "elman_scan",
+    "elman_scan_reference",
+    "gru_scan",
+    "gru_scan_reference",
     "info",
     "kalman_filter_reference",
     "kalman_smoother_reference",

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, softplus
 
+from pyro_ssm.ops.composite import composite_backward
+
 __all__ = ["combiner_path", "combiner_path_reference"]
 
 
@@ -117,7 +119,7 @@ class _CombinerPath(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return (*_differentiable_backward(ctx, saved[:7], grads), None)
+            return composite_backward(combiner_path_reference, (*saved[:7], ctx.floor), ctx.needs_input_grad, grads)
         noise, features, first_state, weight, _, head_weight, _ = saved[:7]
         epsilon, out, scales, hidden, states = saved[7:]
         num_times, rows, state_dim = epsilon.shape
@@ -150,11 +152,3 @@ class _CombinerPath(torch.autograd.Function):
             flat_out.sum(0),
             None,
         )
-
-
-def _differentiable_backward(ctx: Any, args: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> list[Tensor | None]:
-    """The backward of the plain loop, itself differentiable."""
-    inputs = [arg for arg, needed in zip(args, ctx.needs_input_grad, strict=False) if needed]
-    outputs = combiner_path_reference(*args, ctx.floor)
-    found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=True))
-    return [next(found) if needed else None for needed in ctx.needs_input_grad[:-1]]

@@ -1,11 +1,12 @@
 """Square-root Kalman filtering, smoothing and path sampling: tensors in, tensors out.
 
-Covariances travel as lower-triangular square roots, P = L L^T, which are combined by orthogonal transformations only: no
-covariance is ever subtracted from another, so a float32 filter stays positive definite and precise (Bierman 1977,
-"Factorization Methods for Discrete Sequential Estimation"; Kailath, Sayed and Hassibi 2000, "Linear Estimation", ch. 12).
+Covariances travel as lower-triangular square roots, P = L L^T, which are combined by orthogonal transformations only:
+no covariance is ever subtracted from another, so a float32 filter stays positive definite and precise (Bierman 1977,
+"Factorization Methods for Discrete Sequential Estimation"; Kailath, Sayed and Hassibi 2000, "Linear Estimation",
+ch. 12).
 
-Shapes: means ``(..., n)``, square roots ``(..., n, n)``, all leading dims broadcast. What does not depend on the data (the
-covariances of series that share parameters and lack no value) is computed once, not once a series.
+Shapes: means ``(..., n)``, square roots ``(..., n, n)``, all leading dims broadcast. What does not depend on the data
+(the covariances of series that share parameters and lack no value) is computed once, not once a series.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+Law = tuple[Tensor, Tensor]  # mean and square root
 
 
 class FilterSteps(NamedTuple):
@@ -151,10 +154,10 @@ def hide_rows(mask: Tensor, y: Tensor, H: Tensor, d: Tensor, R: Tensor) -> tuple
     )
 
 
-def _time_slices(tensor: Tensor, event: int, num: int) -> Sequence[Tensor]:
-    """The ``num`` slices along time, the dim before the event; a time size of 1 stands for all."""
-    slices = tensor.unbind(-event - 1)
-    return slices * num if len(slices) == 1 else slices
+def _time_slices(num: int, *parts: tuple[Tensor, int]) -> list[tuple[Tensor, ...]]:
+    """The ``num`` slices of each tensor along time, the dim before its event; a time size of 1 stands for all."""
+    slices = [tensor.unbind(-event - 1) for tensor, event in parts]
+    return list(zip(*(s * num if len(s) == 1 else s for s in slices), strict=True))
 
 
 def kalman_filter_reference(
@@ -178,9 +181,9 @@ def kalman_filter_reference(
     .. math::
         z_1 \\sim N(m, L L^T), \\qquad z_{k+1} = F_k z_k + b_k + Q_k e_k, \\qquad y_k = H_k z_k + d_k + R_k e'_k
 
-    A masked entry adds exactly 0 to ``log_likelihood`` and changes nothing else; a step that ``step_mask`` switches off
-    (padding) adds 0 and carries the law of the state unchanged. All matrices broadcast over leading dims, and a time size
-    of 1 stands for all times.
+    A masked entry adds exactly 0 to ``log_likelihood`` and changes nothing else; a step that ``step_mask`` switches
+    off (padding) adds 0 and carries the law of the state unchanged. All matrices broadcast over leading dims, and a
+    time size of 1 stands for all times.
 
     Gradients: through every argument but the masks; second order included where the square roots are regular.
 
@@ -206,9 +209,9 @@ def kalman_filter_reference(
     at = range(num_times) if observed_index is None else observed_index
     y, H, d, R = hide_rows(mask, y, H, d, R)
     num_seen = len(at)
-    seen = dict(zip(at, zip(*(_time_slices(*x, num_seen) for x in ((y, 1), (H, 2), (d, 1), (R, 2))))))
-    moves = list(zip(*(_time_slices(*x, num_times - 1) for x in ((F, 2), (b, 1), (Q, 2)))))
-    moved, told = _choices(step_mask, num_times), dict(zip(at, _choices(mask.any(-1), num_seen)))
+    seen = dict(zip(at, _time_slices(num_seen, (y, 1), (H, 2), (d, 1), (R, 2)), strict=True))
+    moves = _time_slices(num_times - 1, (F, 2), (b, 1), (Q, 2))
+    moved, told = _choices(step_mask, num_times), dict(zip(at, _choices(mask.any(-1), num_seen), strict=True))
     predicted, filtered, innovations = [], [], []
     for k in range(num_times):
         if k > 0:
@@ -235,10 +238,10 @@ def _choices(condition: Tensor | None, num: int) -> Sequence[Tensor | None]:
     if condition is None:
         return [None] * num
     always = condition.reshape(-1, num).all(0).tolist()
-    return [None if all_true else now for all_true, now in zip(always, condition.unbind(-1))]
+    return [None if all_true else now for all_true, now in zip(always, condition.unbind(-1), strict=True)]
 
 
-def _choose(condition: Tensor | None, new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _choose(condition: Tensor | None, new: Law, old: Law) -> Law:
     if condition is None:
         return new
     return (
@@ -286,7 +289,9 @@ def backward_conditionals(
 def kalman_smoother_reference(steps: FilterSteps, conditionals: Conditionals) -> tuple[Tensor, Tensor]:
     """Means and square roots of :math:`p(z_k | y_{1:T})`, a loop back over time (Rauch, Tung and Striebel 1965).
 
-    .. math:: \\hat m_k = G \\hat m_{k+1} + c, \\qquad \\hat L_k \\hat L_k^T = D D^T + G \\hat L_{k+1} \\hat L_{k+1}^T G^T
+    .. math::
+        \\hat m_k = G \\hat m_{k+1} + c, \\qquad
+        \\hat L_k \\hat L_k^T = D D^T + G \\hat L_{k+1} \\hat L_{k+1}^T G^T
 
     Returns:
         ``(..., time, n)`` and ``(..., time, n, n)``.
@@ -300,8 +305,9 @@ def kalman_smoother_reference(steps: FilterSteps, conditionals: Conditionals) ->
     """
     m, L = steps.filtered_mean[..., -1, :], steps.filtered_scale_tril[..., -1, :, :]
     laws = [(m, L)]
-    for G, c, D in reversed(list(zip(*(part.unbind(-event - 1) for part, event in zip(conditionals, (2, 1, 2)))))):
-        m, L = predict(m, L, G, c, D)
+    G, c, D = conditionals
+    for now in reversed(_time_slices(G.shape[-3], (G, 2), (c, 1), (D, 2))):
+        m, L = predict(m, L, *now)
         laws.append((m, L))
     return _stack_time([m for m, _ in laws[::-1]], 1), _stack_time([L for _, L in laws[::-1]], 2)
 
@@ -328,6 +334,6 @@ def backward_sample_reference(conditionals: Conditionals, last: Tensor, noise: T
     """
     fresh = conditionals.offset + matvec(conditionals.scale_tril, noise)
     path = [last]
-    for G, c in zip(reversed(conditionals.gain.unbind(-3)), reversed(fresh.unbind(-2))):
+    for G, c in reversed(_time_slices(fresh.shape[-2], (conditionals.gain, 2), (fresh, 1))):
         path.append(matvec(G, path[-1]) + c)
     return _stack_time(path[::-1], 1)

@@ -16,12 +16,12 @@ def tria(A: Tensor) -> Tensor:
     .. math:: L L^T = A A^T, \\qquad L \\text{ lower triangular}, \\quad L_{ii} \\ge 0
 
     Computed as the transposed R factor of :math:`A^T`, whose error is relative to each row of A, so that a precise
-    coordinate beside a vague one keeps its digits. Columns side by side add up: ``tria(cat([A, B], -1))`` is a square root
-    of :math:`A A^T + B B^T`.
+    coordinate beside a vague one keeps its digits. Columns side by side add up: ``tria(cat([A, B], -1))`` is a square
+    root of :math:`A A^T + B B^T`.
 
     Gradients: first and second order where A has full row rank. Where it has not (zero rows, too few columns), the
-    gradient of everything that depends on L through :math:`L L^T` is right and finite; a function of L that is not, such
-    as a zero :math:`L_{ii} = |A_i|` itself, gets a subgradient.
+    gradient of everything that depends on L through :math:`L L^T` is right and finite; a function of L that does not,
+    such as a zero :math:`L_{ii} = |A_i|` itself, gets a subgradient.
 
     Args:
         A: ``(..., n, m)``, any m.
@@ -55,10 +55,11 @@ def _lower_q(A: Tensor, mode: str) -> tuple[Tensor, Tensor]:
 class _LowerQ(torch.autograd.Function):
     """A = L Q^T with a backward that stays finite where L is singular.
 
-    With M = L^{-1} dA Q:  dL = L (tril(M) + striu(M)^T)  and  dQ^T = (striu(M) - striu(M)^T) Q^T + L^{-1} dA (I - Q Q^T).
-    The adjoint splits into ``G Q^T``, which needs no inverse and is all there is for a function of L L^T (for which L^T G
-    is symmetric), and a rest behind L^{-T}, whose rows at a vanishing pivot are dropped. The backward is written in the
-    outputs, hence differentiable in its turn.
+    With M = L^{-1} dA Q:  dL = L (tril(M) + striu(M)^T)  and
+    dQ^T = (striu(M) - striu(M)^T) Q^T + L^{-1} dA (I - Q Q^T).
+    The adjoint splits into ``G Q^T``, which needs no inverse and is all there is for a function of L L^T (for which
+    L^T G is symmetric), and a rest behind L^{-T}, whose rows at a vanishing pivot are dropped. The backward is written
+    in the outputs, hence differentiable in its turn.
     """
 
     @staticmethod
@@ -71,19 +72,16 @@ class _LowerQ(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor | None, G_Q: Tensor | None) -> Tensor | None:
         L, Q = ctx.saved_tensors
-        rest, direct = [], None
+        grad = None
         if G is not None:
-            direct = G @ Q.mT
             W = L.mT @ G
-            rest.append((W.tril(-1).mT - W.triu(1)) @ Q.mT)
+            grad = (G + _solve_where_regular(L, (W.mT - W).triu(1))) @ Q.mT
         if G_Q is not None:
             H = G_Q.mT
             W = H @ Q
-            rest.append(H + (W.triu(1) - W.tril(-1).mT - W) @ Q.mT)
-        if not rest:
-            return None
-        through = _solve_where_regular(L, sum(rest[1:], rest[0]))
-        return through if direct is None else direct + through
+            through_Q = _solve_where_regular(L, H + ((W - W.mT).triu(1) - W) @ Q.mT)
+            grad = through_Q if grad is None else grad + through_Q
+        return grad
 
 
 def vanishing_pivots(L: Tensor) -> Tensor:

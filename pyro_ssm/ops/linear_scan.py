@@ -19,7 +19,7 @@ def linear_scan_reference(a: Tensor, b: Tensor, initial: Tensor | None = None, *
     tensor([1.0000, 1.5000, 1.7500])
     """
     a, b, h = _broadcast(a, b, initial)
-    steps = list(zip(a.unbind(-2), b.unbind(-2)))
+    steps = list(zip(a.unbind(-2), b.unbind(-2), strict=True))
     states = []
     for a_t, b_t in reversed(steps) if reverse else steps:
         h = a_t * h + b_t
@@ -33,8 +33,8 @@ def linear_scan(a: Tensor, b: Tensor, initial: Tensor | None = None, *, reverse:
     .. math:: h_t = a_t h_{t-1} + b_t, \\qquad t = 1, \\dots, T, \\quad h_0 = \\text{initial}
 
     Its gradient is the same scan run the other way, :math:`x_t = g_t + a_{t+1} x_{t+1}`, with
-    :math:`\\partial b_t = x_t`, :math:`\\partial a_t = x_t h_{t-1}`, :math:`\\partial h_0 = a_1 x_1`: no graph over time is
-    kept, and derivatives of any order are exact.
+    :math:`\\partial b_t = x_t`, :math:`\\partial a_t = x_t h_{t-1}`, :math:`\\partial h_0 = a_1 x_1`: no graph over
+    time is kept, and derivatives of any order are exact.
 
     Args:
         a: ``(..., time, channels)``, broadcast against ``b`` (a time size of 1 is a constant coefficient).
@@ -75,7 +75,7 @@ class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, initial: Tensor, reverse: bool) -> Tensor:
         h = torch.empty(b.shape, dtype=b.dtype, device=b.device)
-        steps = list(zip(a.unbind(-2), b.unbind(-2), h.unbind(-2)))
+        steps = list(zip(a.unbind(-2), b.unbind(-2), h.unbind(-2), strict=True))
         last = initial
         for a_t, b_t, h_t in reversed(steps) if reverse else steps:
             last = torch.addcmul(b_t, a_t, last, out=h_t)

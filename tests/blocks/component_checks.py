@@ -162,23 +162,19 @@ def refuses_wrong_sizes(component):
             call(bound, state, None, memory)
         with pytest.raises(ValueError, match=r"its last dimension must be"):
             call(bound, state, inputs[..., :-1], memory)
-        assert not torch.equal(
-            first_moment(bound, state, inputs, memory), first_moment(bound, state, inputs + 1, memory)
-        )
+        assert not torch.equal(density(bound, state, inputs, memory), density(bound, state, inputs + 1, memory))
     if memory is not None:
         with pytest.raises(ValueError, match=r"needs `memory` of shape"):
             call(bound, state, inputs, None)
-        assert not torch.equal(
-            first_moment(bound, state, inputs, memory), first_moment(bound, state, inputs, memory + 1)
-        )
+        assert not torch.equal(density(bound, state, inputs, memory), density(bound, state, inputs, memory + 1))
     if inputs is None:
         ignored = torch.randn(STEPS, 7)
         y = call(bound, state).sample()
         assert torch.equal(call(bound, state).log_prob(y), call(bound, state, ignored).log_prob(y))
 
 
-def first_moment(component, *given):
-    """Something of the law that moves with its location (draws with one seed)."""
+def density(component, *given):
+    """The log-density at zero, which moves when the law's location does."""
     y = torch.zeros(component.obs_dim if isinstance(component, Emission) else component.state_dim)
     return call(component, *given).log_prob(y)
 

@@ -57,9 +57,8 @@ def test_priors_may_be_set_one_by_one_and_enter_through_bind():
     x = torch.randn(5, 1)
     together = bind(network, {"layers.0.weight": weight, "layers.0.bias": bias})(x)
     last = network.layers[1]
-    torch.testing.assert_close(
-        together, torch.stack([last((x @ w.T + b).relu()) for w, b in zip(weight, bias, strict=True)])
-    )
+    alone = [last((x @ w.T + b).relu()) for w, b in zip(weight, bias, strict=True)]
+    torch.testing.assert_close(together, torch.stack(alone))
 
 
 def test_draws_in_a_plate_are_per_series():

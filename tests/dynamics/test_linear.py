@@ -8,9 +8,7 @@ from tests.blocks.component_checks import STEPS, TIMES, jitter, varied
 
 
 def covariance(law):
-    return (
-        getattr(law, "covariance_matrix", None) if hasattr(law, "covariance_matrix") else torch.diag_embed(law.variance)
-    )
+    return law.covariance_matrix if hasattr(law, "covariance_matrix") else torch.diag_embed(law.variance)
 
 
 def test_is_the_equation():

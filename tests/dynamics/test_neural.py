@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
+from torch.distributions import constraints
 
 from pyro_ssm.binding import bind, parameter_names
 from pyro_ssm.components import AffineGaussian, Gaussian
@@ -75,11 +76,13 @@ class Pendulum(PyroModule):
     def __init__(self):
         super().__init__()
         self.a = nn.Parameter(torch.tensor(0.5))
-        self.b = PyroParam(torch.tensor(-0.1))
+        self.b = PyroParam(torch.tensor(-0.1), constraint=constraints.interval(-1, 1))
 
     def forward(self, state, inputs):
-        first, second = state.split(1, -1)
-        return torch.cat([0.2 * first + torch.tanh(self.a * second), 0.2 * second + torch.sin(self.b * first)], -1)
+        z0, z1 = state.split(1, -1)
+        # drawn constants have leading dims that the state may lack
+        mean = torch.broadcast_tensors(0.2 * z0 + torch.tanh(self.a * z1), 0.2 * z1 + torch.sin(self.b * z0))
+        return torch.cat(mean, -1)
 
 
 def test_function_gives_the_mean_and_its_constants_are_parameters():

@@ -35,12 +35,15 @@ def test_values_and_gradients_equal_the_reference(case, reverse):
     torch.testing.assert_close(fast, plain, rtol=1e-14, atol=1e-14)
     weight = torch.randn_like(plain)
     inputs = [x for x in args if x is not None]
-    for one, other in zip(torch.autograd.grad(fast, inputs, weight), torch.autograd.grad(plain, inputs, weight)):
+    gradients = (torch.autograd.grad(h, inputs, weight) for h in (fast, plain))
+    for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("case", ["plain", "no initial", "one step", "constant coefficient", "batch in the coefficient only"])
+@pytest.mark.parametrize(
+    "case", ["plain", "no initial", "one step", "constant coefficient", "batch in the coefficient only"]
+)
 def test_first_and_second_derivatives(case, reverse):
     args = make(case)
 

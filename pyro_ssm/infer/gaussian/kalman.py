@@ -1,8 +1,8 @@
 """Exact inference in linear-Gaussian models: the Kalman filter, the smoother and posterior paths.
 
-Pure functions of a model and its data. A model is linear-Gaussian when its initial law is ``Gaussian`` and its transition
-and emission are ``AffineGaussian``; missing entries, irregular and own time grids, inputs, ragged batches and batches of
-parameters go through the same call.
+Pure functions of a model and its data. A model is linear-Gaussian when its initial law is ``Gaussian`` and its
+transition and emission are ``AffineGaussian``; missing entries, irregular and own time grids, inputs, ragged batches
+and batches of parameters go through the same call.
 """
 
 from __future__ import annotations
@@ -30,11 +30,9 @@ __all__ = ["KalmanFiltered", "KalmanSmoothed", "kalman_filter", "kalman_smoother
 class KalmanFiltered(NamedTuple):
     """What :func:`kalman_filter` returns; ``*batch`` is ``(*draws, *batch)`` of parameters and data together.
 
-    ``exact`` says that ``log_likelihood`` is the model's own, not an approximation.
-
     >>> from pyro_ssm.infer.gaussian import KalmanFiltered
-    >>> KalmanFiltered.exact
-    True
+    >>> KalmanFiltered._fields[0]
+    'log_likelihood'
     """
 
     log_likelihood: Tensor  # (*batch, time)  log p(y_k | y_<k); exactly 0 where nothing is observed
@@ -43,7 +41,10 @@ class KalmanFiltered(NamedTuple):
     predicted_mean: Tensor  # (*batch, time, state)  E[z_k | y_<k]
     predicted_scale_tril: Tensor  # (*batch, time, state, state)
 
-    exact = True
+    @property
+    def exact(self) -> bool:
+        """True: the likelihood and the laws are the model's own, not an approximation."""
+        return True
 
 
 class KalmanSmoothed(NamedTuple):
@@ -59,7 +60,10 @@ class KalmanSmoothed(NamedTuple):
     log_likelihood: Tensor  # (*batch, time)  log p(y_k | y_<k)
     gain: Tensor  # (*batch, time - 1, state, state)  d E[z_k | z_{k+1}, y] / d z_{k+1}
 
-    exact = True
+    @property
+    def exact(self) -> bool:
+        """True: the likelihood and the laws are the model's own, not an approximation."""
+        return True
 
     @property
     def lag_one_covariance(self) -> Tensor:
@@ -74,13 +78,13 @@ def kalman_filter(model: Any, data: TimeSeries) -> KalmanFiltered:
     .. math:: p(z_k \\mid y_{\\le k}) = N(m_k, L_k L_k^T), \\qquad
         \\log p(y) = \\sum_k \\log p(y_k \\mid y_{<k})
 
-    A missing entry is integrated out: the result is that of the model without the entry, also when the observation noise
-    is correlated. A padded step adds exactly 0 and carries the last law. On a refined grid the results live at the latent
-    times, with a ``log_likelihood`` of 0 between observations.
+    A missing entry is integrated out: the result is that of the model without the entry, also when the observation
+    noise is correlated. A padded step adds exactly 0 and carries the last law. On a refined grid the results live at
+    the latent times, with a ``log_likelihood`` of 0 between observations.
 
     Args:
-        model: a :class:`~pyro_ssm.models.StateSpaceModel`, bound, or unbound and without random parameters (inside a
-            Pyro trace its random parameters are drawn). Parameters with sample dims give results with sample dims.
+        model: a :class:`~pyro_ssm.models.StateSpaceModel`, bound, or unbound and without random parameters (inside
+            a Pyro trace its random parameters are drawn). Parameters with sample dims give results with sample dims.
         data: with values.
 
     Returns:
@@ -90,8 +94,8 @@ def kalman_filter(model: Any, data: TimeSeries) -> KalmanFiltered:
         TypeError: a component is not linear-Gaussian, or the model has a memory.
         ValueError: the data has no values.
 
-    Sources: Kalman (1960), "A new approach to linear filtering and prediction problems"; Kailath, Sayed and Hassibi (2000),
-    "Linear Estimation", ch. 12 (array forms).
+    Sources: Kalman (1960), "A new approach to linear filtering and prediction problems"; Kailath, Sayed and Hassibi
+    (2000), "Linear Estimation", ch. 12 (array forms).
 
     >>> import torch, pyro_ssm as ssm
     >>> from pyro_ssm.infer.gaussian import kalman_filter
@@ -144,8 +148,8 @@ def sample_posterior(model: Any, data: TimeSeries, sample_shape: torch.Size | tu
 
     .. math:: z_T \\sim p(z_T \\mid y_{1:T}), \\qquad z_k \\sim p(z_k \\mid z_{k+1}, y_{\\le k})
 
-    Arguments, missing entries and errors as :func:`kalman_filter`; a padded step repeats the last state. Draws come from
-    torch's global generator and are reparametrised: differentiable in parameters and values.
+    Arguments, missing entries and errors as :func:`kalman_filter`; a padded step repeats the last state. Draws come
+    from torch's global generator and are reparametrised: differentiable in parameters and values.
 
     Args:
         model: as for :func:`kalman_filter`.

@@ -1,7 +1,9 @@
 """A linear-Gaussian model with everything that may vary, and its joint law written out as one dense Gaussian."""
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import MultivariateNormal
+from pyro.nn import PyroSample
 
 from pyro_ssm.components import Affine, AffineGaussian, Emission, Gaussian, Initial, Memory, Transition
 from pyro_ssm.data import TimeSeries
@@ -42,6 +44,21 @@ class Drift(AffineGaussian, Transition):
 
     def forward(self, state, time, next_time, inputs, memory=None):
         return _law(self.affine(time, next_time, inputs), state)
+
+
+class Decay(AffineGaussian, Transition):
+    """The stationary Ornstein-Uhlenbeck law with unit variance, exact over any gap."""
+
+    event_dims = {"rate": 1}
+
+    def __init__(self, state_dim):
+        super().__init__()
+        self.state_dim = state_dim
+        self.rate = PyroSample(dist.LogNormal(torch.tensor(0.0, dtype=D), 0.7))
+
+    def affine(self, time, next_time, inputs, memory=None):
+        kept = torch.exp(-self.rate * (next_time - time).unsqueeze(-1)) * torch.ones(self.state_dim, dtype=D)
+        return Affine(kept.diag_embed(), torch.zeros_like(kept), (1 - kept.square()).sqrt().diag_embed())
 
 
 class Look(AffineGaussian, Emission):
@@ -153,4 +170,5 @@ def dense_posterior(model, data):
     gain = torch.linalg.solve(covariance[seen][:, seen], cross[:, seen].T).T
     T = data.num_times
     posterior = P - gain @ cross[:, seen].T
-    return (z + gain @ (data.values.flatten()[seen] - mean[seen])).reshape(T, -1), posterior.reshape(T, len(z) // T, T, -1)
+    z = z + gain @ (data.values.flatten()[seen] - mean[seen])
+    return z.reshape(T, -1), posterior.reshape(T, len(z) // T, T, -1)

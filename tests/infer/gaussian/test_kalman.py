@@ -11,6 +11,7 @@ from pyro_ssm.infer.gaussian import kalman_filter, kalman_smoother, sample_poste
 from pyro_ssm.models import StateSpaceModel
 from tests.infer.gaussian.linear import (
     D,
+    Decay,
     Drift,
     Look,
     Recall,
@@ -42,7 +43,8 @@ def each(data):
 
 
 def close(one, other, tolerance=1e-9):
-    torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * (1 + float(other.abs().sum()) / max(1, other.numel())))
+    size = float(other.abs().sum()) / max(1, other.numel())
+    torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * (1 + size))
 
 
 # ------------------------------------------------------------------------------------- against the dense Gaussian
@@ -191,9 +193,14 @@ def test_padding_adds_exactly_zero_and_carries_the_law():
 
 def test_padding_changes_no_gradient():
     model, data = random_model(), random_data((3,), own_times=True, lengths=torch.tensor([6, 1, 4]))
-    parameters = [p.requires_grad_() for p in (model.transition.F, model.transition.Q, model.emission.H, model.emission.R)]
-    whole = torch.autograd.grad(kalman_filter(model, data).log_likelihood.sum(), parameters)
-    parts = [torch.autograd.grad(kalman_filter(model, one).log_likelihood.sum(), parameters, allow_unused=True) for _, one in each(data)]
+    t, e = model.transition, model.emission
+    parameters = [p.requires_grad_() for p in (t.F, t.Q, e.H, e.R)]
+
+    def gradients(known):
+        total = kalman_filter(model, known).log_likelihood.sum()
+        return torch.autograd.grad(total, parameters, allow_unused=True)
+
+    whole, parts = gradients(data), [gradients(one) for _, one in each(data)]
     for i, grad in enumerate(whole):
         close(grad, sum(part[i] for part in parts if part[i] is not None), 1e-11)
 
@@ -359,7 +366,8 @@ def test_known_start_and_a_deterministic_coordinate_have_finite_right_gradients(
     zero = torch.zeros(2, 2, dtype=D)
 
     def f(F, b, H, R, scale):
-        built = StateSpaceModel(Start(model.initial.mean, zero), Drift(F, 0 * t.E, b, t.U, scale * Q), Look(H, e.d, e.W, R))
+        start, drift = Start(model.initial.mean, zero), Drift(F, 0 * t.E, b, t.U, scale * Q)
+        built = StateSpaceModel(start, drift, Look(H, e.d, e.W, R))
         smoothed = kalman_smoother(built, data)
         return smoothed.log_likelihood.sum(), smoothed.mean, smoothed.scale_tril @ smoothed.scale_tril.mT
 
@@ -407,7 +415,7 @@ def test_what_is_not_linear_gaussian_is_refused_with_the_way_out():
 
     model, data = random_model(), random_data()
     counted = StateSpaceModel(model.initial, model.transition, Count())
-    with pytest.raises(TypeError, match="kalman_filter needs a component that is AffineGaussian, got Count.*particle filter"):
+    with pytest.raises(TypeError, match="kalman_filter needs a component that is AffineGaussian, got Count.*particle"):
         kalman_filter(counted, data)
     with pytest.raises(TypeError, match="kalman_smoother needs"):
         kalman_smoother(counted, data)
@@ -420,3 +428,51 @@ def test_what_is_not_linear_gaussian_is_refused_with_the_way_out():
         kalman_filter(model, data.without_values())
     with pytest.raises(ValueError, match="1 columns, but the emission gives 2"):
         kalman_filter(model, random_data(p=1))
+
+
+# --------------------------------------------------------------------------------------------- random parameters
+
+
+def decaying_model():
+    model = random_model()
+    return StateSpaceModel(model.initial, Decay(3), model.emission)
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_posterior_draws_of_a_random_rate_are_a_loop(batch):
+    """Draws enter through bind as (draws, plates)."""
+    model, data = decaying_model(), random_data(batch, own_times=True)
+    rates = torch.tensor([0.3, 1.0, 2.5, 0.1], dtype=D)
+    draws = {"transition.rate": rates.reshape(4, *[1] * len(batch))}
+    many, smooth = kalman_filter(model.bind(draws), data), kalman_smoother(model.bind(draws), data)
+    assert many.log_likelihood.shape == (4, *batch, 6)
+    for s, rate in enumerate(rates):
+        bound = model.bind({"transition.rate": rate})
+        close(many.log_likelihood[s], kalman_filter(bound, data).log_likelihood, 1e-12)
+        close(smooth.mean[s], kalman_smoother(bound, data).mean, 1e-12)
+
+
+def test_a_parameter_per_series_is_a_loop():
+    """As many series as states: without a time axis the rates would be mistaken for one a coordinate."""
+    model, data = decaying_model(), random_data((3,), own_times=True)
+    rates = torch.tensor([0.3, 1.0, 2.5], dtype=D)
+    many = kalman_filter(model.bind({"transition.rate": rates}), data)
+    for (i,), one in each(data):
+        bound = model.bind({"transition.rate": rates[i]})
+        close(many.log_likelihood[i], kalman_filter(bound, one).log_likelihood, 1e-12)
+
+
+def test_a_random_parameter_without_a_value_is_refused():
+    with pytest.raises(RuntimeError, match=r"`transition.rate` is random.*no value was given"):
+        kalman_filter(decaying_model(), random_data())
+
+
+def test_a_wholly_missing_step_leaves_the_evidence_of_the_model_without_it():
+    """The Ornstein-Uhlenbeck law is closed under gaps."""
+    model = decaying_model().bind({"transition.rate": torch.tensor(0.7, dtype=D)})
+    data = random_data(missing=0.0)
+    keep = torch.tensor([0, 1, 2, 4, 5])
+    hidden = data.hide((torch.arange(6) == 3)[:, None])
+    without = TimeSeries(data.times[keep], data.values[keep], inputs=data.inputs[keep])
+    for one, other in zip(kalman_filter(model, hidden)[:2], kalman_filter(model, without)[:2], strict=True):
+        close(one[keep], other, 1e-12)

@@ -1,0 +1,50 @@
+"""Every emission against the checks that hold for all components, and against masks."""
+
+import pytest
+import torch
+
+from pyro_ssm import emissions
+from pyro_ssm.binding import bind
+from pyro_ssm.distributions import masked
+from tests.blocks.component_checks import STEPS, call, check_component, jitter, tensors
+
+ALL = {"input_dim": 3, "memory_dim": 2, "activation": "tanh"}
+MAKERS = {
+    "LinearNormal": lambda: emissions.LinearNormal(2, 3),
+    "LinearNormal, full, inputs": lambda: jitter(emissions.LinearNormal(2, 2, input_dim=3, covariance="full")),
+    "Normal": lambda: emissions.Normal(2, 3, 8),
+    "Normal, all": lambda: emissions.Normal(2, 2, (8, 8), **ALL, network_scale=True),
+    "Normal, affine": lambda: emissions.Normal(2, 3),
+    "StudentT": lambda: emissions.StudentT(2, 3, 8),
+    "StudentT, all": lambda: emissions.StudentT(2, 2, 8, **ALL, network_scale=True),
+    "Bernoulli": lambda: emissions.Bernoulli(2, 3, 8),
+    "Bernoulli, all": lambda: emissions.Bernoulli(2, 2, 8, **ALL),
+    "Poisson": lambda: emissions.Poisson(2, 3, 8),
+    "Poisson, all": lambda: emissions.Poisson(2, 2, 8, **ALL, link="exp"),
+    "NegativeBinomial": lambda: emissions.NegativeBinomial(2, 3, 8),
+    "NegativeBinomial, all": lambda: emissions.NegativeBinomial(2, 2, 8, **ALL, link="exp"),
+    "Categorical": lambda: emissions.Categorical(2, 3, 8, num_classes=4),
+    "Categorical, all": lambda: emissions.Categorical(2, 2, 8, **ALL, num_classes=2),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_contract(make):
+    check_component(make)
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_hidden_entries_add_nothing(make):
+    """A record with NaN where nothing is seen: hidden steps add 0, seen entries what they add alone."""
+    component = make()
+    law = call(bind(component), *tensors(component, 4))
+    y = law.sample()
+    mask = torch.rand(4, STEPS, component.obs_dim) > 0.4
+    mask[0] = False
+    seen = masked(law, mask).log_prob(y.masked_fill(~mask, float("nan")))
+    assert (seen[0] == 0).all()
+    if not isinstance(component, emissions.LinearNormal) or component.covariance == "diagonal":
+        torch.testing.assert_close(seen, (law.base_dist.log_prob(y) * mask).sum(-1))
+    torch.testing.assert_close(masked(law, torch.ones_like(mask)).log_prob(y), law.log_prob(y))
+    seen.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in component.parameters())
