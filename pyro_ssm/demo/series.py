@@ -1,9 +1,10 @@
-"""What is modelled: a bundled series in the form that all models of the demo get, and where it is cut."""
+"""What is modelled: two bundled series, in the form in which all models of the demo get them, and where they are cut."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,62 +12,80 @@ from torch import Tensor
 
 from pyro_ssm.data import TimeSeries, load
 
-__all__ = ["Task", "atmospheric_co2", "el_nino", "seasonal_inputs"]
+__all__ = ["Task", "atmospheric_co2", "seasonal_inputs", "sunspots"]
 
 
 class Task(NamedTuple):
-    """A series without trend in units of its standard deviation, its season, and the end of the training span.
+    """A series, its season, and the end of the training span; models learn from windows and forecast from them.
 
-    The trend (a polynomial in time), the mean and the standard deviation are those of the training span alone; all models
-    see the same transformed series and are scored in the units of the original.
+    The forecast of one season is made again every ``stride`` steps of the held-out span, each time from the ``window``
+    steps before it. What is modelled is ``(value - base) / scale``: scale and trend are those of the training span, and
+    an ``anchored`` series is seen relative to the mean of its window, the part that is known. All models get the same.
 
     >>> from pyro_ssm.demo.series import atmospheric_co2
     >>> task = atmospheric_co2()
-    >>> task.data, task.num_training
-    (TimeSeries(times=2284, obs=1, observed=97.4%, inputs=4), 2076)
+    >>> task.windows(), task.histories().batch_shape, task.futures().batch_shape
+    (TimeSeries(batch=(157,), times=52, obs=1, observed=97.0%, inputs=4, own grids), torch.Size([14]), torch.Size([14]))
     """
 
     name: str
     label: str  # of the axis, with the unit
     step: str  # what one time step is called
-    data: TimeSeries  # (time, 1), transformed; inputs are the seasonal ones
+    data: TimeSeries  # (time, 1), original units, with inputs or without
     season: int  # steps in a season
     num_training: int  # steps before the held-out span
-    window: int  # steps of a training window, and of the history that a forecast is given
-    stride: int  # steps from one window to the next, and from one forecast to the next
+    window: int  # steps
+    stride: int  # steps
+    anchored: bool
     trend: Tensor  # (time, 1), original units
-    scale: float  # original units per transformed unit
+    scale: float  # original units
 
-    @property
-    def training(self) -> TimeSeries:
-        """The training span, one series."""
-        return self.data.split(self.num_training)[0]
+    def origins(self) -> range:
+        """The first step of each forecast."""
+        return range(self.num_training, self.data.num_times - self.season + 1, self.stride)
 
     def windows(self, stride: int | None = None) -> TimeSeries:
         """Windows of the training span as a batch of series; the last one ends where the span ends."""
-        first = (self.num_training - self.window) % (stride or self.stride)
-        return cut(self.data, range(first, self.num_training - self.window + 1, stride or self.stride), self.window)
+        return self.modelled(self.window_starts(stride), self.window)
+
+    def window_starts(self, stride: int | None = None) -> range:
+        """The first step of each window."""
+        step = self.stride if stride is None else stride
+        return range((self.num_training - self.window) % step, self.num_training - self.window + 1, step)
 
     def histories(self) -> TimeSeries:
-        """What is known at each forecast: the window before it. The first forecast starts with the held-out span."""
-        return cut(self.data, [origin - self.window for origin in self._origins()], self.window)
+        """What is known at each forecast: the window before it."""
+        return self.modelled([origin - self.window for origin in self.origins()], self.window)
 
     def futures(self) -> TimeSeries:
-        """What each forecast is scored against: the season after it."""
-        return cut(self.data, self._origins(), self.season)
+        """What each forecast is scored against: the season after its history, relative to the same base."""
+        return self.modelled(self.origins(), self.season, [origin - self.window for origin in self.origins()])
 
-    def _origins(self) -> range:
-        return range(self.num_training, self.data.num_times - self.season + 1, self.stride)
+    def modelled(self, starts: Sequence[int], length: int, known: Sequence[int] | None = None) -> TimeSeries:
+        """Stretches of the series as a batch, in the units of the models; ``known`` are the windows that anchor them."""
+        index = _positions(starts, length)
+        base = self.base(starts if known is None else known, starts, length)
+        values = (self.data.values[index] - base) / self.scale
+        inputs = None if self.data.inputs is None else self.data.inputs[index]
+        return TimeSeries(self.data.times[index], values, self.data.mask[index], inputs)
 
-    def original(self, values: Tensor, first: int) -> Tensor:
-        """Transformed values ``(..., time, 1)`` from step ``first`` on in the units of the original."""
-        return values * self.scale + self.trend[first : first + values.shape[-2]]
+    def base(self, known: Sequence[int], starts: Sequence[int], length: int) -> Tensor:
+        """Trend and level ``(series, length, 1)`` of stretches, given the windows that are known."""
+        trend = self.trend[_positions(starts, length)]
+        if not self.anchored:
+            return trend
+        index = _positions(known, self.window)
+        seen = self.data.mask[index]
+        excess = torch.where(seen, self.data.values[index] - self.trend[index], 0.0)
+        return trend + excess.sum(-2, keepdim=True) / seen.sum(-2, keepdim=True)
+
+    def original(self, modelled: Tensor, known: Sequence[int], starts: Sequence[int]) -> Tensor:
+        """Undoes the transformation of values ``(..., series, time, 1)``."""
+        return modelled * self.scale + self.base(known, starts, modelled.shape[-2])
 
 
-def cut(data: TimeSeries, starts: range | list[int], length: int) -> TimeSeries:
-    """Stretches of one series as a batch of series, each with its own times."""
-    index = torch.tensor(list(starts)).unsqueeze(-1) + torch.arange(length)
-    return TimeSeries(data.times[index], data.values[index], data.mask[index], data.inputs[index])
+def _positions(starts: Sequence[int], length: int) -> Tensor:
+    return torch.tensor(list(starts)).unsqueeze(-1) + torch.arange(length)
 
 
 def seasonal_inputs(dates: np.ndarray, harmonics: int = 2) -> Tensor:
@@ -74,9 +93,9 @@ def seasonal_inputs(dates: np.ndarray, harmonics: int = 2) -> Tensor:
 
     >>> import numpy as np
     >>> from pyro_ssm.demo.series import seasonal_inputs
-    >>> seasonal_inputs(np.array(["2001-01-01", "2001-07-02T12"], dtype="datetime64[s]"), harmonics=1)
-    tensor([[ 0.0000e+00,  1.0000e+00],
-            [-8.7423e-08, -1.0000e+00]])
+    >>> seasonal_inputs(np.array(["2001-01-01", "2001-07-02T12"], dtype="datetime64[s]"), harmonics=1).round()
+    tensor([[ 0.,  1.],
+            [-0., -1.]])
     """
     year = dates.astype("datetime64[Y]")
     start, end = (y.astype("datetime64[s]").astype(np.float64) for y in (year, year + 1))
@@ -85,55 +104,60 @@ def seasonal_inputs(dates: np.ndarray, harmonics: int = 2) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-def _task(data: TimeSeries, split: str, degree: int, **fields: object) -> Task:
+def _task(data: TimeSeries, split: str, degree: int, **fields: Any) -> Task:
+    """Trend and scale by least squares over the observed entries before ``split``; the season is fitted beside them."""
     dates = data.coords["time"]
     num_training = int((dates < np.datetime64(split)).sum())
-    time = np.linspace(-1.0, 1.0, data.num_times)
+    columns = np.polynomial.chebyshev.chebvander(np.linspace(-1.0, 1.0, data.num_times), degree)
+    seasonal = np.zeros((data.num_times, 0)) if data.inputs is None else data.inputs.double().numpy()
     seen = data.mask[:num_training, 0].numpy()
-    seasonal = seasonal_inputs(dates).numpy().astype(np.float64)
-    columns = np.concatenate([np.polynomial.chebyshev.chebvander(time, degree), seasonal], -1)
-    coefficients = np.linalg.lstsq(columns[:num_training][seen], data.values[:num_training, 0].double().numpy()[seen], rcond=None)[0]
-    trend = torch.from_numpy(columns[:, : degree + 1] @ coefficients[: degree + 1]).float().unsqueeze(-1)
-    deviation = (data.values - trend)[:num_training][data.mask[:num_training]]
-    scale = deviation.std().item()
+    values = data.values[:num_training, 0].double().numpy()
+    design = np.concatenate([columns, seasonal], -1)[:num_training][seen]
+    coefficients = np.linalg.lstsq(design, values[seen], rcond=None)[0]
+    trend = columns @ coefficients[: degree + 1]
     return Task(
-        data=data.replace(values=(data.values - trend) / scale, mask=data.mask, inputs=seasonal_inputs(dates)),
+        data=data,
         num_training=num_training,
-        trend=trend,
-        scale=scale,
+        trend=torch.from_numpy(trend).to(data.values.dtype).unsqueeze(-1),
+        scale=float((values - trend[:num_training])[seen].std()),
         **fields,
     )
 
 
 def atmospheric_co2(split: str = "1998-01-01") -> Task:
-    """Weekly carbon dioxide at Mauna Loa with its 59 missing weeks; the last four years are held out.
+    """Carbon dioxide at Mauna Loa every four weeks, with its gaps; the last four years are held out.
 
-    A quadratic trend is removed, as is usual for this record (Thoning, Tans, Komhyr 1989, J. Geophys. Res. 94(D6)).
+    A quadratic trend is removed and the season enters by harmonics of the year, as is usual for this record (Thoning,
+    Tans, Komhyr 1989, J. Geophys. Res. 94(D6), who take four). The level wanders, so the series is anchored.
 
     >>> from pyro_ssm.demo.series import atmospheric_co2
-    >>> atmospheric_co2().futures().batch_shape
-    torch.Size([13])
+    >>> atmospheric_co2().data
+    TimeSeries(times=571, obs=1, observed=97.2%, inputs=4)
     """
+    data = load("co2").thin(4)
+    data = data.replace(inputs=seasonal_inputs(data.coords["time"]))
     return _task(
-        load("co2"), split, degree=2, name="Carbon dioxide at Mauna Loa", label="CO2 (ppm)", step="week",
-        season=52, window=156, stride=13,
+        data, split, degree=2, name="Carbon dioxide at Mauna Loa", label="CO$_2$ (ppm)", step="four weeks", season=13,
+        window=52, stride=3, anchored=True,
     )  # fmt: skip
 
 
-def el_nino(split: str = "1996-01-01", hidden: float = 0.1) -> Task:
-    """Monthly sea surface temperature in the Nino 1+2 region; the last fifteen years are held out.
+def sunspots(split: str = "1949-01-01", hidden: float = 0.1) -> Task:
+    """The yearly number of sunspots; the last sixty years are held out.
 
-    Chosen because its law is not linear: warm events are stronger than cold ones, and how far the temperature strays
-    depends on the month. Its entries are all there; a share of those before ``split`` is hidden at random.
+    Chosen as the second series because its law is known not to be linear: the number is never negative, a cycle rises
+    faster than it falls, and strong cycles are more irregular than weak ones. The season is the cycle of about eleven
+    years; as it keeps no calendar, no model gets seasonal inputs. The record is complete; a share of the entries before
+    ``split`` is hidden at random.
 
-    >>> from pyro_ssm.demo.series import el_nino
-    >>> el_nino().data
-    TimeSeries(times=732, obs=1, observed=92.6%, inputs=4)
+    >>> from pyro_ssm.demo.series import sunspots
+    >>> sunspots().data
+    TimeSeries(times=309, obs=1, observed=92.2%)
     """
-    data = load("elnino")
+    data = load("sunspots")
     past = torch.from_numpy(data.coords["time"] < np.datetime64(split)).unsqueeze(-1)
     where = (torch.rand(data.values.shape, generator=torch.Generator().manual_seed(0)) < hidden) & past
     return _task(
-        data.hide(where), split, degree=0, name="Sea surface temperature, Nino 1+2", label="temperature (deg C)",
-        step="month", season=12, window=72, stride=3,
+        data.hide(where), split, degree=0, name="Sunspots", label="sunspot number", step="year", season=11, window=44,
+        stride=1, anchored=False,
     )  # fmt: skip
