@@ -119,8 +119,8 @@ def table(exact: dict, rows: dict, args: argparse.Namespace) -> str:
     lines += [
         "",
         f"5000 series of 25 steps (synthetic9 of Krishnan et al. 2017), known model; {args.steps} Adam steps of "
-        f"{args.batch} series, hidden {args.hidden}, one CPU thread. Lower is better; the bound is the negative evidence "
-        "lower bound over 20 draws, the smoothed state the mean of 400.",
+        f"{args.batch} series, hidden {args.hidden}, one CPU thread. Lower is better; the bound is the negative "
+        "evidence lower bound over 20 draws, the smoothed state the mean of 400.",
         "",
     ]
     return "\n".join(lines)

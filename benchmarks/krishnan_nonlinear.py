@@ -80,14 +80,24 @@ def main() -> None:
         print(runs[-1], flush=True)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "krishnan_nonlinear.json").write_text(json.dumps({"truth": TRUTH, "runs": runs}, indent=1) + "\n")
-    lines = ["# krishnan_nonlinear", "", "| seed | alpha (0.5) | error | beta (-0.1) | error | seconds |", "|---|---|---|---|---|---|"]
+    lines = [
+        "# krishnan_nonlinear",
+        "",
+        "| seed | alpha (0.5) | error | beta (-0.1) | error | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
     for seed, run in enumerate(runs):
         errors = {name: 100 * abs(run[name] / truth - 1) for name, truth in TRUTH.items()}
         lines.append(
             f"| {seed} | {run['alpha']:.4f} | {errors['alpha']:.1f} % | {run['beta']:.4f} | {errors['beta']:.1f} % "
             f"| {run['seconds']:.0f} |"
         )
-    lines += ["", f"Each seed draws its own data and starts from 0.1, 0.1; {args.steps} Adam steps of 250 series, one CPU thread.", ""]
+    lines += [
+        "",
+        f"Each seed draws its own data and starts from 0.1, 0.1; {args.steps} Adam steps of 250 series, one CPU "
+        "thread.",
+        "",
+    ]
     (RESULTS / "krishnan_nonlinear.md").write_text("\n".join(lines))
 
 

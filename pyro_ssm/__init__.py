@@ -11,9 +11,23 @@
 torch.Size([3])
 """
 
-from pyro_ssm import blocks, components, data, distributions, dynamics, emissions, guides, infer, models, ops
+from pyro_ssm import (
+    blocks,
+    components,
+    data,
+    diagnostics,
+    distributions,
+    dynamics,
+    emissions,
+    guides,
+    infer,
+    models,
+    ops,
+    predict,
+)
 from pyro_ssm._version import __version__
 from pyro_ssm.data import TimeSeries
+from pyro_ssm.diagnostics import to_inference_data
 from pyro_ssm.models import StateSpaceModel
 
 __all__ = [
@@ -23,6 +37,7 @@ __all__ = [
     "blocks",
     "components",
     "data",
+    "diagnostics",
     "distributions",
     "dynamics",
     "emissions",
@@ -30,4 +45,6 @@ __all__ = [
     "infer",
     "models",
     "ops",
+    "predict",
+    "to_inference_data",
 ]

@@ -32,13 +32,20 @@ def is_bound(module: nn.Module) -> bool:
     >>> is_bound(component), is_bound(bind(component))
     (False, True)
     """
-    return type(module) in _bound_classes.values()
+    return "_is_bound" in type(module).__dict__
 
 
 def _bound_class(cls: type) -> type:
-    """A subclass of ``cls`` (so that capabilities hold) whose attribute access and calls are those of a plain ``nn.Module``."""
+    """A subclass of ``cls`` (so that capabilities hold) whose attribute access and calls are those of a plain
+    ``nn.Module``.
+    """
     if cls not in _bound_classes:
-        plain = {"__getattr__": nn.Module.__getattr__, "__call__": nn.Module.__call__, "__module__": cls.__module__}
+        plain: dict[str, Any] = {
+            "__getattr__": nn.Module.__getattr__,
+            "__call__": nn.Module.__call__,
+            "__module__": cls.__module__,
+        }
+        plain["_is_bound"] = True
         _bound_classes[cls] = type(cls)(f"Bound{cls.__name__}", (cls,), plain)
     return _bound_classes[cls]
 
@@ -122,7 +129,9 @@ def _refuse_unknown(unknown: set[str], known: list[str]) -> NoReturn:
 
 
 def _with_time_axis(name: str, value: Tensor, own: int, declared: int) -> Tensor:
-    """Reshape ``(*lead, *event)`` to ``(*lead, 1, *event)``, the event padded with ones up to its declared dimensions."""
+    """Reshape ``(*lead, *event)`` to ``(*lead, 1, *event)``, the event padded with ones up to its declared
+    dimensions.
+    """
     if own > declared:
         raise ValueError(
             f"parameter `{name}` is declared with {declared} event dim(s), but its value of shape {tuple(value.shape)} "
@@ -165,7 +174,9 @@ class _Reader:
                 f"bind({{'{dotted}': value}}), or draw one with infer.sample_prior(model)"
             )
         law = prior if hasattr(prior, "sample") else prior(module)
-        if isinstance(law, Tensor):  # a PyroSample whose function returns a tensor is a deterministic function of others
+        if isinstance(
+            law, Tensor
+        ):  # a PyroSample whose function returns a tensor is a deterministic function of others
             own = law.dim() if declared is None else min(law.dim(), declared)
         else:
             own = law.event_dim
@@ -186,7 +197,7 @@ class _Reader:
             return self.copies[module]
         path = _path(self.root, module, path)
         cls = _bound_class(type(module))
-        bound = cls.__new__(cls)
+        bound = cls.__new__(cls)  # type: ignore[call-overload]
         state = dict(module.__dict__)
         for table in ("_parameters", "_buffers", "_modules"):
             state[table] = dict(state[table])
@@ -241,7 +252,7 @@ def bind(root: PyroModule, values: Mapping[str, Any] | None = None) -> Any:
     known = parameter_names(root)
     if unknown := set(values) - set(known):
         _refuse_unknown(unknown, known)
-    tracing = root._pyro_context.active or pyro.poutine.runtime.am_i_wrapped()
+    tracing = bool(root._pyro_context.active) or pyro.poutine.runtime.am_i_wrapped()
     with ExitStack() as stack:
         if tracing or (values and _has_dependent_priors(root)):
             stack.enter_context(root._pyro_context)

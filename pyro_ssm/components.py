@@ -8,7 +8,8 @@ A model is ``initial + transition + emission (+ memory)``. Each component is a :
     Emission(state, time, inputs, memory=None)                p(y_k | z_k)           event (obs,)
 
 States have shape ``(*sample, *batch, time, state)``; one step is ``time = 1``; one call evaluates all steps at once.
-``inputs[k]`` holds on ``[times[k], times[k + 1])``: the transition ``k -> k + 1`` and the emission ``k`` get ``inputs[k]``.
+``inputs[k]`` holds on ``[times[k], times[k + 1])``: the transition ``k -> k + 1`` and the emission ``k`` get
+``inputs[k]``.
 
 Parameters are read once, by :func:`pyro_ssm.binding.bind`, which turns the Pyro program into plain tensors.
 """
@@ -186,15 +187,21 @@ class Memory(Component):
     sees_observations: bool = False
 
     def start(self, shape: torch.Size | tuple[int, ...]) -> tuple[Any, Tensor]:
-        """The carry and the summary ``(*shape, 1, features)`` before the first step; ``shape`` is ``(*sample, *batch)``."""
+        """The carry and the summary ``(*shape, 1, features)`` before the first step; ``shape`` is ``(*sample,
+        *batch)``.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define start(shape)")
 
     def see_state(self, carry: Any, state: Tensor, gap: Tensor, inputs: Tensor | None) -> tuple[Any, Tensor]:
-        """The carry and the summary after seeing ``state`` ``(..., 1, state)``; ``gap`` ``(..., 1, 1)`` is the time since the last step."""
+        """The carry and the summary after seeing ``state`` ``(..., 1, state)``; ``gap`` ``(..., 1, 1)`` is the time
+        since the last step.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define see_state(carry, state, gap, inputs)")
 
     def see_observation(self, carry: Any, values: Tensor, mask: Tensor) -> tuple[Any, Tensor]:
-        """The carry and the summary after seeing ``values`` ``(..., 1, obs)``, of which only entries with a True ``mask`` count."""
+        """The carry and the summary after seeing ``values`` ``(..., 1, obs)``, of which only entries with a True
+        ``mask`` count.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define see_observation(carry, values, mask)")
 
     def sequence(
@@ -235,7 +242,9 @@ class Memory(Component):
             summary = seen
             if self.sees_observations:
                 if values is None or mask is None:
-                    raise ValueError(f"{type(self).__name__} sees observations: `values` and `mask` are needed, got None")
+                    raise ValueError(
+                        f"{type(self).__name__} sees observations: `values` and `mask` are needed, got None"
+                    )
                 carry, summary = self.see_observation(carry, values[..., now, :], mask[..., now, :])
         return torch.cat(before, -2), torch.cat(after, -2), carry
 
@@ -314,7 +323,8 @@ def require(component: Component, capability: type, method: str, instead: str) -
     >>> require(Transition(), AffineGaussian, "kalman_filter", "a particle filter, or SVI with a guide")
     Traceback (most recent call last):
     ...
-    TypeError: kalman_filter needs a component that is AffineGaussian, got Transition. Use a particle filter, or SVI with a guide; or give Transition the capability AffineGaussian
+    TypeError: kalman_filter needs a component that is AffineGaussian, got Transition. Use a particle filter, or SVI
+        with a guide; or give Transition the capability AffineGaussian
     """
     if not isinstance(component, capability):
         name = type(component).__name__.removeprefix("Bound")

@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ssm.blocks._checks import check_choice, check_size
 from pyro_ssm.data import step_mask
+from pyro_ssm.ops import elman_scan, gru_scan
 
 __all__ = ["RecurrentEncoder"]
 
-_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
+_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "relu": partial(nn.RNN, nonlinearity="relu"), "rnn": nn.RNN}
 
 
 class _Direction(PyroModule):
-    """One recurrent network from left to right, with a first state that may be learnable."""
+    """One recurrent network from left to right, with a first state that may be learnable.
+
+    On the CPU a layer of simple or gated cells runs through :mod:`pyro_ssm.ops`, whose backward pass defers the weight
+    gradients; elsewhere, and for LSTMs, through torch's own module.
+    """
 
     def __init__(
         self, in_features: int, hidden_dim: int, cell: str, num_layers: int, dropout: float, learn_start: bool
     ) -> None:
         super().__init__()
         self.recurrent = _CELLS[cell](in_features, hidden_dim, num_layers, batch_first=True, dropout=dropout)
-        self.is_lstm = cell == "lstm"
+        self.cell, self.num_layers, self.is_lstm = cell, num_layers, cell == "lstm"
         if learn_start:
             self.start = nn.Parameter(torch.zeros(1 + self.is_lstm, num_layers, 1, hidden_dim))
         else:
             self.register_parameter("start", None)
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.num_layers == 1 and not self.is_lstm and features.device.type == "cpu":
+            return self._scan(features)
         start = self.start
         if start is None:
             return self.recurrent(features)[0]
         first = start.expand(start.shape[:-2] + (features.shape[0], start.shape[-1])).contiguous()
         return self.recurrent(features, (first[0], first[1]) if self.is_lstm else first[0])[0]
+
+    def _scan(self, features: Tensor) -> Tensor:
+        net = self.recurrent
+        first = features.new_zeros(1) if self.start is None else self.start[0, 0]
+        first = first.expand(features.shape[0], net.hidden_size)
+        products = F.linear(features, net.weight_ih_l0, net.bias_ih_l0)
+        if self.cell == "gru":
+            return gru_scan(products, first, net.weight_hh_l0, net.bias_hh_l0)
+        return elman_scan(products, first, net.weight_hh_l0, net.bias_hh_l0, rectify=self.cell == "relu")
 
 
 class RecurrentEncoder(PyroModule):
@@ -52,7 +71,7 @@ class RecurrentEncoder(PyroModule):
         in_features: features of a step.
         hidden_dim: features of each output.
         direction: ``"past"``, ``"future"`` or ``"both"``.
-        cell: ``"gru"``, ``"lstm"`` or ``"rnn"``.
+        cell: ``"gru"``, ``"lstm"``, ``"rnn"`` (simple, hyperbolic tangent) or ``"relu"`` (simple, rectifier).
         num_layers: how many networks stand on each other.
         dropout: between layers, while training; random from torch's generator.
         learn_start: whether the state before the first step is learnable (from zero) rather than zero.
@@ -160,4 +179,4 @@ def _reversal(valid: Tensor) -> Tensor:
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
     """``x`` ``(batch, time, features)``, its rows in another order; whole rows are quicker than a gather of entries."""
-    return x.flatten(0, 1).index_select(0, rows).view_as(x)
+    return x.flatten(0, 1).index_select(0, rows).reshape(x.shape)

@@ -1,2 +1,7 @@
-"""stub"""
-to_inference_data = None
+"""Diagnostics: results for ArviZ, and pictures."""
+
+from pyro_ssm.diagnostics.datasets import to_datasets
+from pyro_ssm.diagnostics.inference_data import to_inference_data
+from pyro_ssm.diagnostics.plots import plot_forecast, plot_states
+
+__all__ = ["plot_forecast", "plot_states", "to_datasets", "to_inference_data"]

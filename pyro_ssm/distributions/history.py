@@ -20,10 +20,10 @@ class History:
         p(z, y) = \\prod_t \\underbrace{p(z_t \\mid z_{<t}, y_{<t})}_{\\text{site z}}\\;
                   \\underbrace{p(y_t \\mid z_{\\le t}, y_{<t})}_{\\text{site y}}
 
-    When memory sees y, neither factor is a marginal. ``"z"`` is met first: without values its draw simulates both, and
-    ``"y"`` returns that y if and only if z is still the tensor that was drawn; the density of ``"z"`` reads the y with
-    which the program *ended* (:meth:`conclude`). The last whole-sequence run is cached, keyed by the identity of states,
-    values and mask.
+    When memory sees y, neither factor is a marginal. ``"z"`` is met first: without values its draw simulates both,
+    and ``"y"`` returns that y if and only if z is still the tensor that was drawn; the density of ``"z"`` reads the y
+    with which the program *ended* (:meth:`conclude`). The last whole-sequence run is cached, keyed by the identity of
+    states, values and mask.
 
     Args:
         memory: bound (a plain copy).
@@ -60,7 +60,9 @@ class History:
     # ------------------------------------------------------------------------------------- whole sequence
 
     def summaries(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """The summaries before each latent step ``(..., time, features)`` and after the state at each observation time."""
+        """The summaries before each latent step ``(..., time, features)`` and after the state at each observation
+        time.
+        """
         key = (states, self.values, self.mask)
         if self._cache is None or any(a is not b for a, b in zip(self._cache[0], key, strict=True)):
             values = self.values
@@ -90,7 +92,9 @@ class History:
         return self.memory.start(shape)
 
     def advance(self, carry: Any, summary: Tensor, state: Tensor, k: int) -> tuple[Any, Tensor, Tensor | None]:
-        """One latent step: see the state, then the observation there (given, or drawn). Returns carry, summary, y drawn."""
+        """One latent step: see the state, then the observation there (given, or drawn). Returns carry, summary, y
+        drawn.
+        """
         j = self._step_of.get(k)
         if j is None:
             return carry, summary, None
@@ -135,7 +139,9 @@ class History:
         return torch.cat(drawn, -2)
 
     def conclude(self, states: Tensor, values: Tensor) -> None:
-        """Record the y with which the program ended; refuse a y that was conditioned on while z was drawn from the prior."""
+        """Record the y with which the program ended; refuse a y that was conditioned on while z was drawn from the
+        prior.
+        """
         drawn = self.drawn_observations(states)
         if drawn is not None and drawn is not values:
             raise ValueError(

@@ -16,7 +16,8 @@ from pyro_ssm.distributions.history import History
 
 __all__ = ["MarkovPath"]
 
-#: ``(state, k, summary) -> law``: k is a slice of steps, ``state`` holds z[k - 1] with a time axis, None for slice(0, 1)
+#: ``(state, k, summary) -> law``: k is a slice of steps, ``state`` holds z[k - 1] with a time axis, None for
+#: slice(0, 1)
 Step = Callable[[Tensor | None, slice, Tensor | None], Any]
 #: a whole path at once: shape -> path, noise, scale
 Draw = Callable[[torch.Size], tuple[Tensor, Tensor, Tensor]]
@@ -28,10 +29,11 @@ class MarkovPath(TorchDistribution):
     .. math:: p(z_{1:T}) = p(z_1) \\prod_{k=1}^{T-1} p(z_{k+1} \\mid z_k, m_k)
 
     ``rsample`` steps through time; ``log_prob`` is one vectorised call, and ``log_prob_steps`` gives its terms
-    ``(*batch, time)``. A padded step (``step_mask`` False) adds exactly 0. The terms of a fresh draw are cached, keyed by
-    ``value is cached``; for normal steps they are written in the noise, :math:`-\\tfrac12 \\epsilon^2 - \\log\\sigma -
-    \\tfrac12 \\log 2\\pi`, whose *total* gradient with respect to the parameters is that of :math:`\\log q(z(\\phi); \\phi)`
-    (the partial gradient with respect to z alone is not available from the cache; pass a detached value for it).
+    ``(*batch, time)``. A padded step (``step_mask`` False) adds exactly 0. The terms of a fresh draw are cached,
+    keyed by ``value is cached``; for normal steps they are written in the noise, :math:`-\\tfrac12 \\epsilon^2 -
+    \\log\\sigma - \\tfrac12 \\log 2\\pi`, whose *total* gradient with respect to the parameters is that of
+    :math:`\\log q(z(\\phi); \\phi)` (the partial gradient with respect to z alone is not available from the cache;
+    pass a detached value for it).
 
     Args:
         initial: the law of the first state.
@@ -92,8 +94,8 @@ class MarkovPath(TorchDistribution):
     ) -> MarkovPath:
         """A path law from one function ``step(state, k, summary) -> law`` (a guide's).
 
-        ``draw``, where all steps are normal, draws the whole path at once: a shape ``(*sample, *batch, time, state)`` to
-        the path, its standard normal noise and the scale of each step, all of that shape.
+        ``draw``, where all steps are normal, draws the whole path at once: a shape ``(*sample, *batch, time, state)``
+        to the path, its standard normal noise and the scale of each step, all of that shape.
         """
         path = cls.__new__(cls)
         path._set(step, num_times, state_dim, memory, step_mask, torch.Size(batch_shape), draw)
@@ -116,14 +118,14 @@ class MarkovPath(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> MarkovPath:
         num_times, state_dim = self.event_shape
         path = MarkovPath.__new__(MarkovPath)
-        path._set(
-            self._step, num_times, state_dim, self._history, self._step_mask, torch.Size(batch_shape), self._draw
-        )
+        path._set(self._step, num_times, state_dim, self._history, self._step_mask, torch.Size(batch_shape), self._draw)
         return path
 
     @property
     def support(self) -> Any:  # type: ignore[override]
-        """Real paths; what asks for it (NUTS, automatic guides) works on every coordinate, and padding has no density."""
+        """Real paths; what asks for it (NUTS, automatic guides) works on every coordinate, and padding has no
+        density.
+        """
         if self._step_mask is not None and not bool(self._step_mask.all()):
             raise ValueError(
                 "series of unequal lengths: the padded coordinates of the path have no density, so NUTS and automatic "
@@ -183,7 +185,9 @@ class MarkovPath(TorchDistribution):
     # ------------------------------------------------------------------------------------------- density
 
     def log_prob_steps(self, value: Tensor) -> Tensor:
-        """The terms of ``log_prob``: :math:`\\log p(z_1)` and :math:`\\log p(z_{k+1} | z_k)`, shape ``(*batch, time)``."""
+        """The terms of ``log_prob``: :math:`\\log p(z_1)` and :math:`\\log p(z_{k+1} | z_k)`, shape ``(*batch,
+        time)``.
+        """
         if self._fresh is not None and self._fresh[0] is value:
             return self._fresh[1]
         before = None if self._history is None else self._history.summaries(value)[0]

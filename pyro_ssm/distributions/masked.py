@@ -48,7 +48,9 @@ def masked(law: Any, mask: Tensor) -> MaskedLaw:
 
 
 def _filler(law: Any) -> Tensor:
-    """A constant in the support of ``law``, broadcastable to its event (0 for a real line or a count, 1/2 for a probability)."""
+    """A constant in the support of ``law``, broadcastable to its event (0 for a real line or a count, 1/2 for a
+    probability).
+    """
     support = law.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
@@ -115,7 +117,9 @@ class MaskedLaw(TorchDistribution):
         return isinstance(self.law, Independent) and self.law.base_dist.event_dim == 0
 
     def log_prob_entries(self, value: Tensor) -> Tensor:
-        """Log density of each entry ``(..., time, obs)``, 0 where hidden; needs a law that is independent over entries."""
+        """Log density of each entry ``(..., time, obs)``, 0 where hidden; needs a law that is independent over
+        entries.
+        """
         if not self._is_entrywise:
             raise TypeError(
                 f"log_prob_entries needs a law that is independent over entries, got {type(self.law).__name__}; "
@@ -134,7 +138,7 @@ class MaskedLaw(TorchDistribution):
         return self._all_or_none_log_prob(value)
 
     def _marginal_log_prob(self, value: Tensor) -> Tensor:
-        """N(y_s; m_s, S_ss): a hidden row becomes an independent standard normal at its mean, its constant taken out."""
+        """N(y_s; m_s, S_ss): a hidden row becomes a standard normal at its mean, less its constant."""
         law, seen = self.law, self.hidden_mask
         residual = torch.where(seen, value - law.loc, torch.zeros((), dtype=law.loc.dtype, device=law.loc.device))
         both = seen.unsqueeze(-1) & seen.unsqueeze(-2)

@@ -22,8 +22,8 @@ class Observations(TorchDistribution):
     together with this very path). A draw of a discrete law is not differentiable; ``log_prob`` always is.
 
     Args:
-        law: the masked law of all steps, batch ``(..., time)``, event ``(obs,)``; a function that returns it when memory
-            sees observations, since then it depends on the y with which the program ends.
+        law: the masked law of all steps, batch ``(..., time)``, event ``(obs,)``; a function that returns it when
+            memory sees observations, since then it depends on the y with which the program ends.
         states: the path, needed only beside ``history``.
         history: the run of memory that path and observations share.
         shape: batch shape and event shape, needed when ``law`` is a function.
@@ -77,7 +77,10 @@ class Observations(TorchDistribution):
             raise ValueError("observations with a memory of y take their sample dims from the path; got sample_shape")
         with torch.no_grad():
             drawn = self._history.drawn_observations(self._states)
-            return self._history.simulate(self._states) if drawn is None else drawn
+            if drawn is not None:
+                return drawn
+            # one record for each element of the batch, also where a plate is larger than the path's batch
+            return self._history.simulate(self._states.expand(self.batch_shape + self._states.shape[-2:]))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         return self.law.rsample(sample_shape)

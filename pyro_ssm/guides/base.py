@@ -23,10 +23,10 @@ __all__ = ["Guide"]
 class Guide(PyroModule):
     """An approximate posterior :math:`q(\\theta)\\, q(z_{1:T} \\mid y, \\theta)` with one path site ``"z"``.
 
-    A subclass defines ``encode(data, model) -> context`` (with the *bound* model; it draws nothing) and
-    ``step(state, k, context, memory=None) -> law``, where ``k`` is a slice of steps and ``state`` holds ``z[k - 1]`` with
-    a time axis (None for ``slice(0, 1)``). The path site is a :class:`~pyro_ssm.distributions.MarkovPath` over ``step``,
-    and a particle filter calls the same ``step`` as its proposal. A subclass whose steps are all normal may define
+    A subclass defines ``encode(data, model) -> context`` (with the *bound* model; it draws nothing) and ``step(state,
+    k, context, memory=None) -> law``, where ``k`` is a slice of steps and ``state`` holds ``z[k - 1]`` with a time
+    axis (None for ``slice(0, 1)``). The path site is a :class:`~pyro_ssm.distributions.MarkovPath` over ``step``, and
+    a particle filter calls the same ``step`` as its proposal. A subclass whose steps are all normal may define
     ``draw(context, model)`` and so draw whole paths at once.
 
     The root is named ``"guide"``, since a model and a guide that share a name in Pyro's parameter store silently freeze
@@ -78,7 +78,9 @@ class Guide(PyroModule):
     def path(self, data: TimeSeries, model: StateSpaceModel) -> MarkovPath:
         """The law of the path given data and a bound model."""
         if data.values is None:
-            raise ValueError("a guide needs observations: `data.values` is None. Simulate the prior with the model alone")
+            raise ValueError(
+                "a guide needs observations: `data.values` is None. Simulate the prior with the model alone"
+            )
         context = self.encode(data, model)
         return MarkovPath.over(
             lambda state, k, summary: self.step(state, k, context, summary),

@@ -33,12 +33,13 @@ class Context(NamedTuple):
 class DataEncoder(PyroModule):
     """Masked, ragged-safe recurrent encoder of a :class:`~pyro_ssm.data.TimeSeries`.
 
-    .. math:: e_k = \\tfrac1n \\left( \\overrightarrow{h}_{j \\le k} + \\overleftarrow{h}_{j \\ge k} + W \\theta \\right)
+    .. math::
+        e_k = \\tfrac1n \\left( \\overrightarrow{h}_{j \\le k} + \\overleftarrow{h}_{j \\ge k} + W \\theta \\right)
 
-    It sees values (0 where missing), the mask, :math:`\\log(1 + \\Delta)` of the gap before each time, and inputs; it runs
-    over observation times only. On a refined grid an unobserved step sees the last (past) and the next (future)
-    observation's features and how far away they are. Values of random parameters enter linearly, so that
-    :math:`q(z \\mid y, \\theta)` is amortised over them.
+    It sees values (0 where missing), the mask, :math:`\\log(1 + \\Delta)` of the gap before each time, and inputs; it
+    runs over observation times only. On a refined grid an unobserved step sees the last (past) and the next (future)
+    observation's features and how far away they are. Values of random parameters enter linearly, so that :math:`q(z
+    \\mid y, \\theta)` is amortised over them.
 
     Args:
         model: gives the dimensions of observations and which parameters are random.
@@ -89,7 +90,9 @@ class DataEncoder(PyroModule):
         features = [values, data.mask.to(values.dtype), gaps(times, values).log1p().expand(values.shape[:-1] + (1,))]
         if self.input_dim:
             features.append(self._inputs(data).to(values.dtype))
-        past, future = self.recurrent(torch.cat(features, -1), data.observed_step_mask)
+        past, future = self.recurrent(
+            torch.cat(features, -1), None if data.lengths is None else data.observed_step_mask
+        )
         terms = []
         if past is not None:
             terms.append(past if data.observed_index is None else self._from_past(past, data))

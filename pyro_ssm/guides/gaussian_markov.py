@@ -26,10 +26,10 @@ class GaussianMarkov(Guide):
 
     .. math:: z_1 = b_1 + s_1 \\epsilon_1, \\qquad z_k = a_k \\odot z_{k-1} + b_k + s_k \\odot \\epsilon_k
 
-    with :math:`a_k = \\tanh(\\cdot)`, :math:`s_k = \\operatorname{softplus}(\\cdot)` and :math:`b_k` linear in the features
-    :math:`e_k` of :class:`~pyro_ssm.guides.encoder.DataEncoder`. No network is called in a loop over time: a draw costs one
-    elementwise scan, so long series train much faster than with :class:`Structured`; the posterior of each state is
-    correlated in time, but independent across coordinates given the data.
+    with :math:`a_k = \\tanh(\\cdot)`, :math:`s_k = \\operatorname{softplus}(\\cdot)` and :math:`b_k` linear in the
+    features :math:`e_k` of :class:`~pyro_ssm.guides.encoder.DataEncoder`. No network is called in a loop over time: a
+    draw costs one elementwise scan, so long series train much faster than with :class:`Structured`; the posterior of
+    each state is correlated in time, but independent across coordinates given the data.
 
     Args:
         model: the state-space model; unbound.

@@ -30,10 +30,10 @@ class Structured(Guide):
         q(z_k \\mid z_{k-1}, y) = N\\!\\left(U c_k + u,\\ \\operatorname{softplus}(V c_k + v)^2 \\right)
 
     with :math:`e_k` from :class:`~pyro_ssm.guides.encoder.DataEncoder`. With ``structured=False`` the first term of
-    :math:`c_k` is left out and the posterior is mean-field in time. The six families of the paper are ``direction = "past" |
-    "future" | "both"`` times ``structured = False | True``: MF-L, MF-R, MF-LR, ST-L, DKS (= ST-R), ST-LR. Exact
-    smoothing needs only the future beside :math:`z_{k-1}` (conditional independence), so ``"future"`` is lean and
-    ``"both"`` is safe.
+    :math:`c_k` is left out and the posterior is mean-field in time. The six families of the paper are ``direction =
+    "past" | "future" | "both"`` times ``structured = False | True``: MF-L, MF-R, MF-LR, ST-L, DKS (= ST-R), ST-LR.
+    Exact smoothing needs only the future beside :math:`z_{k-1}` (conditional independence), so ``"future"`` is lean
+    and ``"both"`` is safe.
 
     Args:
         model: the state-space model; unbound.

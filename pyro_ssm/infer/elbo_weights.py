@@ -76,7 +76,7 @@ def _sample_sites(trace: Trace) -> list[Any]:
 
 @torch.no_grad()
 def plate_shape(model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> PlateShape:
-    """Run guide and model once, and see how their sites lie in plates.
+    """Run guide and model once, and see how their sites lie in plates; leaves the random generators as they are.
 
     >>> import pyro, torch
     >>> import pyro.distributions as dist
@@ -91,7 +91,8 @@ def plate_shape(model: Callable[..., Any], guide: Callable[..., Any], *args: Any
     >>> plate_shape(model, guide)
     PlateShape(depth=1, plated=True, outside=())
     """
-    with poutine.block():
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with poutine.block(), torch.random.fork_rng(devices):
         drawn = poutine.trace(guide).get_trace(*args)
         run = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args)
     sites = _sample_sites(drawn) + _sample_sites(run)
@@ -201,11 +202,12 @@ def refuse_score_function(guide_trace: Trace) -> None:
 def _by_particle(site: Any, terms: Tensor, depth: int, kept: set[int], repeated: bool) -> Tensor:
     """Sum a site's terms over all dims but the particles' and the series'."""
     full = depth + 1 if repeated else depth
-    if terms.dim() > full:
+    padded = terms.reshape((1,) * (full - terms.dim()) + terms.shape)
+    own = {frame.dim for frame in _frames(site)}
+    if padded.dim() > full or any(padded.shape[dim] != 1 for dim in range(-depth, 0) if dim not in own):
         raise ValueError(
             f"site `{site['name']}` has terms of shape {tuple(terms.shape)}, which its plates do not explain. "
             "Put it inside the plate over series (a factor that depends on the path belongs there)"
         )
-    terms = terms.reshape((1,) * (full - terms.dim()) + terms.shape)
     summed = [dim for dim in range(-depth, 0) if dim not in kept]
-    return terms.sum(summed) if summed else terms
+    return padded.sum(summed) if summed else padded

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
-from torch import Tensor, nn
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
@@ -99,7 +100,7 @@ def fit(
     so that ``lr`` and ``clip_norm`` mean the same for small and large data. A plate scales mini-batches. Losses with
     ``differentiable_loss`` (``Trace_ELBO``, ``TraceMeanField_ELBO``, :class:`~pyro_ssm.infer.IWAE`,
     :class:`~pyro_ssm.infer.FreeBits` ...) are trained as modules, each with its own parameters; the others
-    (``RenyiELBO``, ``TraceGraph_ELBO``, ``ReweightedWakeSleep``), and programs that are plain functions, through
+    (``RenyiELBO``, ``TraceGraph_ELBO``, ``ReweightedWakeSleep``), through
     Pyro's global parameter store, as ``pyro.infer.SVI`` does.
 
     Args:
@@ -174,7 +175,7 @@ def fit(
         raise ValueError("`patience` needs held-out data: give `validation=`, or leave patience out")
 
     gradient = gradient_of(model, guide, loss)
-    modes = [(program, program.training) for program in (model, guide) if isinstance(program, nn.Module)]
+    modes = [(module, module.training) for module in gradient.modules.values()]
     with gradient.context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN", category=UserWarning)  # a FitError says more
         gradient.train(True)
@@ -208,8 +209,8 @@ def fit(
         try:
             loop.run(total, progress, callback)
         finally:
-            for program, mode in modes:
-                program.train(mode)
+            for module, mode in modes:
+                module.train(mode)
         loop.restore_best()
     return FitResult(
         model=model,
@@ -243,9 +244,11 @@ def _refuse_latent_sites(model: Callable[..., Any], batch: Any) -> None:
     """Without a guide, latent sites would be drawn from the prior at each step: another objective, without a word."""
     with torch.no_grad(), poutine.block():
         trace = poutine.trace(model).get_trace(batch)
-    if trace.stochastic_nodes:
+    sites = prune_subsample_sites(trace).nodes.items()
+    latent = [name for name, site in sites if site["type"] == "sample" and not site["is_observed"]]
+    if latent:
         raise ValueError(
-            f"guide=None is for models without latent sites, but the model draws {trace.stochastic_nodes}. "
+            f"guide=None is for models without latent sites, but the model draws {latent}. "
             "Give a guide, or integrate the states out with infer.Marginal(model, filter=...)"
         )
 

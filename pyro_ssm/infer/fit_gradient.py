@@ -53,8 +53,10 @@ def has_differentiable_loss(loss: ELBO) -> bool:
     return callable(getattr(loss, "differentiable_loss", None))
 
 
-def _state_dict(program: Callable[..., Any]) -> dict[str, Tensor]:
-    return dict(program.state_dict()) if isinstance(program, nn.Module) else {}
+def _module(program: Callable[..., Any]) -> nn.Module | None:
+    """The module inside effect handlers (``pyro.condition(model, ...)``); None for a plain function."""
+    inner = poutine.unwrap(program)
+    return inner if isinstance(inner, nn.Module) else None
 
 
 class AbstractGradient(ABC):
@@ -68,15 +70,27 @@ class AbstractGradient(ABC):
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], loss: ELBO) -> None:
         self.model, self.guide = model, guide
         self.loss: Any = loss  # an ELBO does not declare its losses
+        self.modules = {name: m for name, m in (("model", _module(model)), ("guide", _module(guide))) if m is not None}
         self.parameters: dict[str, Tensor] = {}
 
     @abstractmethod
     def context(self) -> AbstractContextManager[Any]:
         """Where everything must run."""
 
-    @abstractmethod
     def initialise(self, batch: Any) -> None:
         """Run model and guide once, so that parameters that are made lazily exist."""
+        with poutine.trace(param_only=True) as capture:
+            self.evaluate(self.loss, batch)
+        self.parameters = {
+            f"{root}.{name}": p for root, module in self.modules.items() for name, p in module.named_parameters()
+        }
+        owned = {id(p) for p in self.parameters.values()}
+        for name, site in capture.trace.nodes.items():  # pyro.param statements of plain functions
+            value: Any = site["value"]
+            leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
+            if id(leaf) not in owned:
+                self.parameters[name] = leaf
+        self.parameters = {name: p for name, p in self.parameters.items() if p.requires_grad}
 
     @abstractmethod
     def loss_and_grads(self, batch: Any, divisor: int) -> Tensor:
@@ -90,68 +104,60 @@ class AbstractGradient(ABC):
 
     def train(self, mode: bool) -> None:
         """Training or evaluation mode of model and guide."""
-        for program in (self.model, self.guide):
-            if isinstance(program, nn.Module):
-                program.train(mode)
+        for module in self.modules.values():
+            module.train(mode)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that is learned, and the buffers."""
-        return {"model": _state_dict(self.model), "guide": _state_dict(self.guide)}
+        """Everything that is learned, and the buffers; ``functions`` are the parameters of plain functions."""
+        state = {root: dict(module.state_dict()) for root, module in self.modules.items()}
+        return {**state, "functions": {name: p.detach() for name, p in self._loose().items()}}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Copy a state into the present tensors."""
-        for name, program in (("model", self.model), ("guide", self.guide)):
-            if isinstance(program, nn.Module):
-                program.load_state_dict(state[name])
+        for root, module in self.modules.items():
+            module.load_state_dict(state[root])
+        for name, parameter in self._loose().items():
+            parameter.copy_(state["functions"][name])
+
+    def _loose(self) -> dict[str, Tensor]:
+        owned = {id(p) for module in self.modules.values() for p in module.parameters()}
+        return {name: p for name, p in self.parameters.items() if id(p) not in owned}
 
 
 class ModuleGradient(AbstractGradient):
-    """``loss(model, guide)`` as a ``torch.nn.Module``; each module owns its parameters."""
-
-    def __init__(self, model: nn.Module, guide: nn.Module, loss: ELBO) -> None:
-        super().__init__(model, guide, loss)
-        self.module = loss(model, guide)
+    """The gradient of ``loss.differentiable_loss``; each module owns its parameters."""
 
     def context(self) -> AbstractContextManager[Any]:
         """Without the global store."""
-        return local_parameters(self.model, self.guide)
-
-    def initialise(self, batch: Any) -> None:
-        """Run the loss once without gradient."""
-        with torch.no_grad():
-            self.module(batch)
-        self.parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        return local_parameters()
 
     def loss_and_grads(self, batch: Any, divisor: int) -> Tensor:
         """Forward and backward."""
-        value = self.module(batch)
+        value = self.loss.differentiable_loss(self.model, self.guide, batch)
         if isinstance(value, Tensor) and value.requires_grad:
             (value / divisor).backward()
         return torch.as_tensor(value).detach()
 
 
 class StoreGradient(AbstractGradient):
-    """``loss.loss_and_grads(model, guide)`` as ``pyro.infer.SVI`` calls it; parameters live in Pyro's store."""
+    """``loss.loss_and_grads`` as ``pyro.infer.SVI`` calls it, with parameters in Pyro's global store."""
 
     def context(self) -> AbstractContextManager[Any]:
         """With the global store, which ``loss_and_grads`` needs."""
         return pyro.settings.context(module_local_params=False)
 
     def initialise(self, batch: Any) -> None:
-        """Refuse parameters of others, then run the loss once and see which parameters it reads."""
+        """Refuse parameters of others, then run the loss once."""
         self._refuse_strangers()
-        with poutine.trace(param_only=True) as capture:
-            self.evaluate(self.loss, batch)
-        found: dict[str, Any] = {name: site["value"] for name, site in capture.trace.nodes.items()}
-        self.parameters = {name: p.unconstrained() for name, p in found.items() if p.unconstrained().requires_grad}
+        super().initialise(batch)
 
     def _refuse_strangers(self) -> None:
         """A name in the store that belongs to another tensor would be read, and trained, in place of the module's."""
         store = pyro.get_param_store()
         owners: dict[str, Tensor] = {}
-        for program in (self.model, self.guide):
-            for name, own in stored_names(program).items():
+        for module in self.modules.values():
+            for name, own in stored_names(module).items():
                 if owners.setdefault(name, own) is not own:
                     raise RuntimeError(
                         f"model and guide both call a parameter `{name}`, and would share it silently. "
@@ -172,25 +178,8 @@ class StoreGradient(AbstractGradient):
             torch._foreach_mul_(gradients, 1 / divisor)
         return torch.as_tensor(value[0] if isinstance(value, tuple) else value).detach()
 
-    def _loose(self) -> dict[str, Tensor]:
-        """Parameters of plain functions, that live in the store only."""
-        modules = [program for program in (self.model, self.guide) if isinstance(program, nn.Module)]
-        owned = {id(p) for module in modules for p in module.parameters()}
-        return {name: p for name, p in self.parameters.items() if id(p) not in owned}
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """With the parameters of plain functions as ``store``."""
-        return {**super().state_dict(), "store": {name: p.detach() for name, p in self._loose().items()}}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Copy a state into the present tensors."""
-        super().load_state_dict(state)
-        for name, parameter in self._loose().items():
-            parameter.copy_(state["store"][name])
-
-
-def stored_names(program: Callable[..., Any]) -> dict[str, Tensor]:
+def stored_names(root: nn.Module) -> dict[str, Tensor]:
     """The names under which a module's parameters enter Pyro's global store.
 
     >>> import torch
@@ -202,7 +191,7 @@ def stored_names(program: Callable[..., Any]) -> dict[str, Tensor]:
     ['guide.net$$$weight', 'guide.net$$$bias']
     """
     names: dict[str, Tensor] = {}
-    for module in program.modules() if isinstance(program, nn.Module) else ():
+    for module in root.modules():
         if not isinstance(module, PyroModule):
             continue
         prefix = f"{module._pyro_name}." if module._pyro_name else ""
@@ -216,14 +205,11 @@ def stored_names(program: Callable[..., Any]) -> dict[str, Tensor]:
 
 
 def gradient_of(model: Callable[..., Any], guide: Callable[..., Any], loss: ELBO) -> AbstractGradient:
-    """The module way where model and guide are modules and the loss has ``differentiable_loss``, Pyro's store
-    otherwise.
+    """The module way where the loss has ``differentiable_loss``, Pyro's store otherwise.
 
     >>> from pyro.infer import RenyiELBO
     >>> from pyro_ssm.infer.fit_gradient import EmptyGuide, gradient_of
     >>> type(gradient_of(EmptyGuide(), EmptyGuide(), RenyiELBO())).__name__
     'StoreGradient'
     """
-    if isinstance(model, nn.Module) and isinstance(guide, nn.Module) and has_differentiable_loss(loss):
-        return ModuleGradient(model, guide, loss)
-    return StoreGradient(model, guide, loss)
+    return (ModuleGradient if has_differentiable_loss(loss) else StoreGradient)(model, guide, loss)

@@ -175,7 +175,8 @@ def evidence_lower_bound(
     weights = [weights for weights, _ in _chunks(model, guide, data, num_samples, batch)]
     series = torch.cat([chunk.series for chunk in weights])
     shared = torch.cat([chunk.shared.expand(chunk.series.shape[0]) for chunk in weights])
-    return LowerBound(series.mean(0), shared.mean(), series.std(0) / math.sqrt(num_samples), num_samples)
+    spread = series.std(0) if num_samples > 1 else torch.full_like(series[0], math.nan)
+    return LowerBound(series.mean(0), shared.mean(), spread / math.sqrt(num_samples), num_samples)
 
 
 def _chunks(
@@ -184,7 +185,7 @@ def _chunks(
     for name, value in (("num_samples", num_samples), ("batch", batch)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}")
-    with local_parameters(model, guide), torch.no_grad():
+    with local_parameters(), torch.no_grad():
         shape = plate_shape(model, guide, data)
         for start in range(0, num_samples, batch):
             size = min(batch, num_samples - start)

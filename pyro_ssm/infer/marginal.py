@@ -142,4 +142,3 @@ class MarginalLaw(TorchDistribution):
         lead = torch.broadcast_shapes(value.shape[:-2], mask.shape[:-2])
         shape = lead + self.event_shape
         return data.replace(values=value.expand(shape), mask=mask.expand(shape))
-

@@ -29,7 +29,8 @@ def sample_prior(model: PyroModule, num_samples: int | None = None) -> dict[str,
         num_samples: number of draws; they become the leftmost dimension of every value. None for a single draw.
 
     Returns:
-        Dotted name to value, ``(*event,)`` or ``(num_samples, *event)``, without gradient.
+        Dotted name to value, ``(*event,)`` or ``(num_samples, *event)``, without gradient. Beside data with a batch
+        dim, bind draws with a dim for it: ``value.unsqueeze(1)``.
 
     Raises:
         TypeError: ``model`` is bound already: its parameters are numbers.
@@ -63,7 +64,7 @@ def sample_prior(model: PyroModule, num_samples: int | None = None) -> dict[str,
 
 
 def _draw(model: PyroModule) -> dict[str, Tensor]:
-    with poutine.block(), poutine.trace() as traced, local_parameters(model), model._pyro_context:
+    with poutine.block(), poutine.trace() as traced, local_parameters(), model._pyro_context:
         bind(model)
         names = {name: model._pyro_get_fullname(name) for name in random_parameters(model)}
     nodes: dict[str, Any] = traced.trace.nodes

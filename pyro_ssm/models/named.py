@@ -39,7 +39,7 @@ def dmm(
 
     >>> import torch, pyro_ssm as ssm
     >>> model = ssm.models.dmm(4, 88, emission=ssm.emissions.Bernoulli)
-    >>> model(ssm.TimeSeries(torch.arange(5.0), torch.zeros(2, 5, 88)))[0].shape
+    >>> model(ssm.TimeSeries(torch.arange(5.0).expand(2, 5)))[0].shape
     torch.Size([2, 5, 4])
     """
     return StateSpaceModel(
@@ -63,7 +63,8 @@ def vrnn(
         z_t \\sim p(z_t \\mid h_{t-1}), \\qquad y_t \\sim p(y_t \\mid z_t, h_{t-1}), \\qquad h_t = f(y_t, z_t, h_{t-1})
 
     Pair it with ``guides.Structured(model, direction="past", structured=False)``, which sees :math:`y_{\\le t}` and
-    :math:`h_{t-1}` as the paper's inference network does. A missing observation is skipped by the GRU, not marginalised.
+    :math:`h_{t-1}` as the paper's inference network does. A missing observation is skipped by the GRU, not
+    marginalised.
 
     Args:
         state_dim: of the state.
@@ -118,7 +119,7 @@ def srnn(
 
     >>> import torch, pyro_ssm as ssm
     >>> model = ssm.models.srnn(2, 3, hidden_dim=8)
-    >>> model(ssm.TimeSeries(torch.arange(5.0), torch.zeros(4, 5, 3)))[0].shape
+    >>> model(ssm.TimeSeries(torch.arange(5.0).expand(4, 5)))[0].shape
     torch.Size([4, 5, 2])
     """
     return StateSpaceModel(

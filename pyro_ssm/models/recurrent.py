@@ -18,7 +18,8 @@ __all__ = ["MemoryNormal", "MemoryNormalInitial", "RecurrentMemory"]
 class RecurrentMemory(Memory):
     """A GRU over observations, and over states where ``state_dim`` is given.
 
-    .. math:: h_t = \\operatorname{GRU}([\\phi_y(m_t \\odot y_t, m_t),\\ \\phi_z(z_t),\\ \\log(1 + \\Delta_t),\\ u_t],\\ h_{t-1})
+    .. math::
+        h_t = \\operatorname{GRU}([\\phi_y(m_t \\odot y_t, m_t),\\ \\phi_z(z_t),\\ \\log(1 + \\Delta_t),\\ u_t],\\ h_{t-1})
 
     Summary before step t and after its state: :math:`h_{t-1}`. A missing entry enters as 0 beside its mask: it is
     *skipped*, which is not the same as marginalised.
@@ -126,7 +127,9 @@ class MemoryNormalInitial(Initial, Gaussian):
 
 
 class MemoryNormal(Transition, Gaussian):
-    """A state that depends on memory alone: :math:`z_t \\sim N(\\mu(m_{t-1}), \\operatorname{softplus}(\\rho(m_{t-1}))^2)`.
+    """A state that depends on memory alone.
+
+    .. math:: z_t \\sim N(\\mu(m_{t-1}), \\operatorname{softplus}(\\rho(m_{t-1}))^2)
 
     Args:
         state_dim: of the state.

@@ -25,10 +25,11 @@ class StateSpaceModel(PyroModule):
     .. math::
         z_1 \\sim p(z_1), \\qquad z_{k+1} \\sim p(z_{k+1} \\mid z_k), \\qquad y_k \\sim p(y_k \\mid z_k)
 
-    ``model(data)`` reads every parameter once (:meth:`bind`), outside its own plate, so that a ``PyroSample`` is shared by
-    all series; then, unless the caller's plates already cover the batch, it opens ``plate("series")`` around ``"z"`` and
-    ``"y"`` and returns ``(z, y)``. ``"y"`` is observed exactly when ``data.values is not None``. Inside a user's plate the
-    parameters are per series. The class is final and has no verbs: ``infer.fit(model, guide, data)`` trains it.
+    ``model(data)`` reads every parameter once (:meth:`bind`), outside its own plate, so that a ``PyroSample`` is
+    shared by all series; then, unless the caller's plates already cover the batch, it opens ``plate("series")``
+    around ``"z"`` and ``"y"`` and returns ``(z, y)``. ``"y"`` is observed exactly when ``data.values is not None``.
+    Inside a user's plate the parameters are per series. The class is final and has no verbs: ``infer.fit(model,
+    guide, data)`` trains it.
 
     Args:
         initial: law of the state at ``times[0]``.
@@ -47,7 +48,7 @@ class StateSpaceModel(PyroModule):
     ...     emission=ssm.emissions.LinearNormal(state_dim=2, obs_dim=1),
     ... )
     >>> data = ssm.TimeSeries(times=torch.arange(5.0), values=torch.zeros(3, 5, 1))
-    >>> z, y = model(data)
+    >>> z, y = model(data.without_values())  # a draw from the prior
     >>> z.shape
     torch.Size([3, 5, 2])
     """
@@ -68,7 +69,9 @@ class StateSpaceModel(PyroModule):
             setattr(self, name, part)
         dims = {name: getattr(self._modules[name], "state_dim", None) for name in ("initial", "transition", "emission")}
         if len({dim for dim in dims.values() if dim is not None}) > 1:
-            raise ValueError(f"the components' state dimensions differ: {dims}. Build all three with the same state_dim")
+            raise ValueError(
+                f"the components' state dimensions differ: {dims}. Build all three with the same state_dim"
+            )
         brought = getattr(emission, "memory", None)
         if memory is not None and brought is not None:
             raise ValueError("two memories: `memory` was given, and the emission brings its own. Leave `memory` out")
@@ -79,12 +82,12 @@ class StateSpaceModel(PyroModule):
             self._modules["memory"] = memory
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        if not cls.__name__.startswith("Bound"):
+        if "_is_bound" not in cls.__dict__:
             raise TypeError("StateSpaceModel is final: vary its components, or compose it in a PyroModule of your own")
         super().__init_subclass__(**kwargs)
 
     @property
-    def memory(self) -> Memory | None:
+    def memory(self) -> Any:  # Memory | None; what the table of modules holds is typed too widely
         """The memory of the model: its own, or the one that its emission brings; None for a Markov model."""
         return self._modules["memory"] if "memory" in self._modules else getattr(self.emission, "memory", None)
 
@@ -95,7 +98,9 @@ class StateSpaceModel(PyroModule):
     def forward(self, data: TimeSeries) -> tuple[Tensor, Tensor]:
         """The generative program over ``data``: returns the path ``(*batch, time, state)`` and the record ``y``."""
         if not isinstance(data, TimeSeries):
-            raise TypeError(f"model(data) needs a TimeSeries, got {type(data).__name__}. Wrap it: TimeSeries(times, values)")
+            raise TypeError(
+                f"model(data) needs a TimeSeries, got {type(data).__name__}. Wrap it: TimeSeries(times, values)"
+            )
         if data.values is not None and data.values.shape[-1] != self.emission.obs_dim:
             raise ValueError(
                 f"`data.values` has {data.values.shape[-1]} columns, the emission has obs_dim={self.emission.obs_dim}"

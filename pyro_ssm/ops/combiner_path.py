@@ -138,12 +138,16 @@ class _CombinerPath(torch.autograd.Function):
                 grad_state = torch.addmm(grad_states[k - 1], grad_pre[k], weight)
         before = torch.cat([first_state.expand(1, rows, state_dim), states[:-1]])
         flat_out, flat_pre = grad_out.flatten(0, 1), grad_pre.flatten(0, 1)
-        grad_given = grad_out.transpose(0, 1).reshape(noise.shape[:-1] + (2 * state_dim,)).sum_to_size(
-            features.shape[:-1] + (2 * state_dim,)
+        grad_given = (
+            grad_out.transpose(0, 1)
+            .reshape(noise.shape[:-1] + (2 * state_dim,))
+            .sum_to_size(features.shape[:-1] + (2 * state_dim,))
         )
         from_features = 0.5 * grad_given.flatten(0, -2).t() @ features.flatten(0, -2)
         return (
-            (grad_out[..., :state_dim] * scales).transpose(0, 1).reshape(noise.shape) if ctx.needs_input_grad[0] else None,
+            (grad_out[..., :state_dim] * scales).transpose(0, 1).reshape(noise.shape)
+            if ctx.needs_input_grad[0]
+            else None,
             grad_given @ half_head,
             (grad_pre[0] @ weight).sum(0),
             flat_pre.t() @ before.flatten(0, 1),

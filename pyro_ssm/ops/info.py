@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 __all__ = ["OpsInfo", "info"]
+
+
 class OpsInfo(NamedTuple):
     """The state of the compiled operators in this process.
 

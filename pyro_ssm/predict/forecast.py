@@ -46,16 +46,16 @@ def forecast(
         z_{T+h} \\sim p(z_{T+h} \\mid z_{T+h-1}, \\theta), \\qquad y_{T+h} \\sim p(y_{T+h} \\mid z_{T+h}, \\theta)
 
     Each series goes on from its own last time (``data.lengths``), with the true gap to the first new one. ``inputs[k]``
-    holds on ``[t_k, t_{k+1})``: the last input of ``data`` drives the first step, and those given here the following ones.
-    A memory has seen the path and the data, and then sees the draws. On a grid refined n times, each new gap is crossed in
-    n steps too, and only the states at ``times`` are returned.
+    holds on ``[t_k, t_{k+1})``: the last input of ``data`` drives the first step, and those given here the following
+    ones. A memory has seen the path and the data, and then sees the draws. On a grid refined n times, each new gap is
+    crossed in n steps too, and only the states at ``times`` are returned.
 
     Args:
         model: the state-space model.
         posterior: what :func:`~pyro_ssm.predict.posterior_draws` takes.
         data: what the posterior was given.
-        times: ``(H,)`` or ``(*batch, H)``, later than the last time of each series, increasing; or dates, where the times
-            of ``data`` count dates.
+        times: ``(H,)`` or ``(*batch, H)``, later than the last time of each series, increasing; or dates, where the
+            times of ``data`` count dates.
         num_samples: S; default: all draws that there are, 200 for guides and None.
         inputs: ``(H, input)`` or ``(*batch, H, input)``; wanted exactly if the data has inputs.
         chunk: draws at a time; bounds the memory that whole paths take.

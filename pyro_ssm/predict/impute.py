@@ -12,6 +12,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions import History
 from pyro_ssm.models import StateSpaceModel, emission_law, history
 from pyro_ssm.predict.posterior import draw_chunks
+from pyro_ssm.predict.record import record_of
 from pyro_ssm.predict.remember import Remembered
 
 __all__ = ["complete", "impute"]
@@ -31,9 +32,9 @@ def impute(
         y_{k, \\text{missing}} \\sim p(y_{k, \\text{missing}} \\mid y_{k, \\text{seen}}, z_k, \\theta)
 
     Where the noise is correlated (a multivariate normal emission) the seen part of the same vector is conditioned on
-    exactly. With a memory that sees observations, missing ones are drawn step by step and memory sees the draws; the path
-    was inferred by a model that skips them, so these are ancestral draws given the path, not corrected for what the later
-    path says of them.
+    exactly. With a memory that sees observations, missing ones are drawn step by step and memory sees the draws; the
+    path was inferred by a model that skips them, so these are ancestral draws given the path, not corrected for what
+    the later path says of them.
 
     Args:
         model: the state-space model.
@@ -73,12 +74,14 @@ def _fill(bound: StateSpaceModel, states: Tensor, data: TimeSeries) -> Tensor:
     if run is not None and run.memory.sees_observations:
         filled = _fill_by_steps(run, states, data)
     else:
-        filled = complete(emission_law(bound, data, states, run), data.values, data.mask, states.shape[:-2])
+        filled = complete(emission_law(bound, data, states, run), *record_of(data), states.shape[:-2])
     return torch.where(data.observed_step_mask.unsqueeze(-1), filled, torch.zeros_like(filled))
 
 
 def _fill_by_steps(run: History, states: Tensor, data: TimeSeries) -> Tensor:
-    lead = states.shape[:-2]
+    lead, (values, mask) = states.shape[:-2], record_of(data)
+    if run.emission is None:
+        raise ValueError("the history of a model's memory brings its emission, and this one does not")
     past = Remembered(run.memory, *run.memory.start(lead))
     at = states if data.observed_index is None else states.index_select(-2, data.observed_index)
     filled = []
@@ -87,7 +90,7 @@ def _fill_by_steps(run: History, states: Tensor, data: TimeSeries) -> Tensor:
         inputs = None if run.inputs is None else run.inputs[..., now, :]
         after = past.see_state(at[..., now, :], run.gap[..., now, :], inputs)
         law = run.emission(at[..., now, :], j, after)
-        filled.append(complete(law, data.values[..., now, :], data.mask[..., now, :], lead))
+        filled.append(complete(law, values[..., now, :], mask[..., now, :], lead))
         past.see_observation(filled[-1])
     return torch.cat(filled, -2)
 
@@ -122,9 +125,20 @@ def complete(law: Any, values: Tensor, mask: Tensor, lead: torch.Size) -> Tensor
         root = torch.linalg.cholesky(seen)
         weights = torch.cholesky_solve(residual, root.expand(residual.shape[:-2] + root.shape[-2:]))
         draw = draw + (covariance @ weights).squeeze(-1)
-    elif not (isinstance(law, Independent) and law.base_dist.event_dim == 0) and bool((mask.any(-1) != mask.all(-1)).any()):
+    elif not entrywise(law) and bool((mask.any(-1) != mask.all(-1)).any()):
         raise ValueError(
             f"part of a vector is missing, and {type(law).__name__} can be neither split nor conditioned on the other "
             "part. Hide whole times, or use an emission with independent entries or a multivariate normal"
         )
     return torch.where(mask, values.to(draw.dtype), draw)
+
+
+def entrywise(law: Any) -> bool:
+    """Whether the entries of a vector are independent, each with a density of its own.
+
+    >>> import torch, pyro.distributions as dist
+    >>> from pyro_ssm.predict.impute import entrywise
+    >>> entrywise(dist.Normal(torch.zeros(2), 1.0).to_event(1)), entrywise(dist.Dirichlet(torch.ones(3)))
+    (True, False)
+    """
+    return isinstance(law, Independent) and law.base_dist.event_dim == 0

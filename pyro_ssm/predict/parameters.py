@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ssm.binding import parameter_names, random_parameters
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.infer.local_parameters import local_parameters
+from pyro_ssm.infer import local_parameters
 from pyro_ssm.models import StateSpaceModel, site_name
 
 __all__ = ["align", "by_dotted_name", "event_dims"]
@@ -22,34 +22,42 @@ def event_dims(model: StateSpaceModel) -> dict[str, int]:
 
     A random parameter has the event dims of its prior, a learnable one all its dims.
 
-    >>> import pyro.distributions as dist, pyro_ssm as ssm
+    >>> import torch, pyro.distributions as dist, pyro_ssm as ssm
     >>> from pyro.nn import PyroSample
     >>> from pyro_ssm.predict.parameters import event_dims
     >>> model = ssm.StateSpaceModel(
-    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.OrnsteinUhlenbeck(2), ssm.emissions.LinearNormal(2, 1))
-    >>> model.transition.rate = PyroSample(dist.LogNormal(0.0, 0.7))
-    >>> event_dims(model)["transition.rate"]
-    0
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> model.transition.offset = PyroSample(dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    >>> event_dims(model)["transition.offset"], event_dims(model)["transition.matrix"]
+    (1, 2)
     """
-    with torch.no_grad(), local_parameters(model), pyro.poutine.block(), pyro.poutine.trace() as traced:
+    with torch.no_grad(), local_parameters(), pyro.poutine.block(), pyro.poutine.trace() as traced:
         model.bind()
     sites = traced.trace.nodes
     dims = {}
     for name in parameter_names(model):
-        site = sites.get(site_name(model, name))
-        if site is not None and site["type"] == "sample":
-            dims[name] = site["fn"].event_dim
+        site: Any = sites.get(site_name(model, name))
+        path, _, attribute = name.rpartition(".")
+        if site is None:
+            dims[name] = getattr(model.get_submodule(path), attribute).dim()
         else:
-            path, _, attribute = name.rpartition(".")
-            dims[name] = getattr(model.get_submodule(path), attribute).dim() if site is None else site["value"].dim()
+            dims[name] = site["fn"].event_dim if site["type"] == "sample" else site["value"].dim()
     return dims
 
 
 def by_dotted_name(model: StateSpaceModel, draws: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Split draws into those of the model's parameters, by dotted name, and the others.
 
-    Keys may be dotted names or the names of Pyro sites (``child.transition.rate`` inside a user's PyroModule); the path is
-    among the others, as ``"z"``.
+    Keys may be dotted names or the names of Pyro sites (``child.transition.rate`` inside a user's PyroModule); the path
+    is among the others, as ``"z"``.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.predict.parameters import by_dotted_name
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> parameters, others = by_dotted_name(model, {"transition.offset": torch.zeros(5, 2), "z": torch.zeros(5, 4, 2)})
+    >>> list(parameters), list(others)
+    (['transition.offset'], ['z'])
     """
     names = {site_name(model, name): name for name in parameter_names(model)}
     names |= {name: name for name in names.values()}
@@ -61,9 +69,10 @@ def by_dotted_name(model: StateSpaceModel, draws: Mapping[str, Any]) -> tuple[di
 
 
 def align(name: str, value: Tensor, event_dim: int, data: TimeSeries) -> Tensor:
-    """``(S, *plates, *event)`` with singleton batch dims where there is no plate: ``(S, 1.., *event)`` or ``(S, *batch, *event)``.
+    """Draws with batch dims of 1 where there is no plate: ``(S, 1.., *event)``, or ``(S, *batch, *event)``.
 
-    Against states ``(S, *batch, time, state)`` the draws then line up; :func:`~pyro_ssm.binding.bind` adds the time axis.
+    Against states ``(S, *batch, time, state)`` the draws then line up; :func:`~pyro_ssm.binding.bind` adds the time
+    axis.
 
     Raises:
         ValueError: the dims between draws and event do not broadcast with the batch of ``data``.
@@ -77,9 +86,9 @@ def align(name: str, value: Tensor, event_dim: int, data: TimeSeries) -> Tensor:
     batch = data.batch_shape
     if not fits(value, event_dim, data, lead=1):
         raise ValueError(
-            f"draws of `{name}` have shape {tuple(value.shape)}, but (draws, *plates, *event) is wanted, with {event_dim} "
-            f"event dim(s) and plates that broadcast with the batch {tuple(batch)} of the data. Draws that are grouped by "
-            "chain have two leading dims, the same for all parameters: flatten them with value.flatten(0, 1)"
+            f"draws of `{name}` have shape {tuple(value.shape)}, but (draws, *plates, *event) is wanted, with "
+            f"{event_dim} event dim(s) and plates that broadcast with the batch {tuple(batch)} of the data. Draws "
+            "grouped by chain have two leading dims, the same for all parameters: flatten them with value.flatten(0, 1)"
         )
     split = value.dim() - event_dim
     plates = value.shape[1:split]

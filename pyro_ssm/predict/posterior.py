@@ -17,12 +17,11 @@ from torch import Tensor
 from pyro_ssm.binding import random_parameters
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
-from pyro_ssm.infer.fit import FitResult
+from pyro_ssm.infer import FitResult, local_parameters, sample_posterior
 from pyro_ssm.infer.fit_gradient import EmptyGuide
-from pyro_ssm.infer.gaussian import sample_posterior
-from pyro_ssm.infer.local_parameters import local_parameters
 from pyro_ssm.models import StateSpaceModel, site_name
 from pyro_ssm.predict.parameters import align, by_dotted_name, event_dims, fits, missing_parameters
+from pyro_ssm.predict.record import record_of
 
 __all__ = ["PosteriorDraws", "draw_chunks", "posterior_draws"]
 
@@ -61,8 +60,9 @@ def posterior_draws(
     ==========================  =============================================  ===================================
 
     Exact paths are drawn given each draw of the parameters by forward filtering and backward sampling
-    (``infer.sample_posterior``); they need an affine-Gaussian model. Given draws are thinned evenly when fewer are wanted,
-    and used again (with fresh paths, where these are exact) when more are. Draws that are grouped by chain are flattened.
+    (``infer.sample_posterior``); they need an affine-Gaussian model. Given draws are thinned evenly when fewer are
+    wanted, and used again (with fresh paths, where these are exact) when more are. Draws that are grouped by chain are
+    flattened.
 
     Args:
         model: unbound, or bound when ``posterior`` is None.
@@ -102,18 +102,12 @@ def draw_chunks(
             raise ValueError(f"`{name}` is {number}, but at least 1 is wanted")
     if not isinstance(model, StateSpaceModel):
         raise TypeError(f"`model` must be a StateSpaceModel, got {type(model).__name__}; of a Marginal give its model")
-    if not isinstance(data, TimeSeries):
-        raise TypeError(f"`data` must be a TimeSeries, got {type(data).__name__}. Wrap it: TimeSeries(times, values)")
-    if data.values is None:
-        raise ValueError(
-            "a posterior needs the observations that it is given, and `data.values` is None. "
-            "To simulate the prior call the model itself"
-        )
+    record_of(data)
     source = _source(model, posterior, data, num_samples)
     total = source.num_draws if num_samples is None else num_samples
     step = total if chunk is None else chunk
     for start in range(0, total, step):
-        with torch.no_grad(), local_parameters(model), pyro.poutine.block():
+        with torch.no_grad(), local_parameters(), pyro.poutine.block():
             part = source.draw(range(start, min(start + step, total)), total)
         yield part
 
@@ -136,7 +130,7 @@ class _Amortised(_Source):
 
     def draw(self, which: range, total: int) -> PosteriorDraws:
         parameters, number = {}, len(which)
-        with local_parameters(self.guide):
+        with local_parameters():
             if random_parameters(self.guide.model):
                 drawn = Predictive(self.guide.parameters_given, num_samples=number, parallel=True)(self.data)
                 parameters = _aligned(self.guide.model, drawn, self.data)
@@ -179,9 +173,9 @@ class _Given(_Source):
             return sample_posterior(bound, self.data, sample_shape)
         except TypeError as error:
             raise TypeError(
-                'the posterior has no draws of the path "z", and paths can be drawn exactly only from an affine-Gaussian '
-                f"model without memory ({error}). Give a guide (infer.fit), or MCMC over the explicit path, or draws of "
-                '"z" from a particle smoother'
+                'the posterior has no draws of the path "z", and paths can be drawn exactly only from an '
+                f"affine-Gaussian model without memory ({error}). Give a guide (infer.fit), or MCMC over the explicit "
+                'path, or draws of "z" from a particle smoother'
             ) from error
 
 
@@ -195,13 +189,13 @@ def _source(model: StateSpaceModel, posterior: Any, data: TimeSeries, num_sample
             raise ValueError("the guide belongs to another model than `model`: give guide.model")
         return _Amortised(posterior, data)
     if isinstance(posterior, AbstractMCMC):
-        return _from_draws(model, data, posterior.get_samples(), others_allowed=True)
+        return _from_draws(model, data, sampled(posterior), others_allowed=True)
     if isinstance(posterior, PosteriorDraws):
         return _Given(model, data, dict(posterior.parameters), posterior.states)
     if isinstance(posterior, Mapping):
         return _from_draws(model, data, posterior, others_allowed=False)
     if isinstance(posterior, (AutoGuide, EmptyGuide)) or isfunction(posterior):  # of Marginal(model)
-        with torch.no_grad(), local_parameters(posterior), pyro.poutine.block():
+        with torch.no_grad(), local_parameters(), pyro.poutine.block():
             drawn = Predictive(posterior, num_samples=num_samples or DEFAULT_DRAWS, parallel=True)(data)
         return _from_draws(model, data, drawn, others_allowed=True)
     raise TypeError(
@@ -234,14 +228,58 @@ def _aligned(model: StateSpaceModel, draws: Mapping[str, Any], data: TimeSeries)
 
 
 def _flatten_chains(model: StateSpaceModel, draws: Mapping[str, Any], data: TimeSeries) -> dict[str, Tensor]:
-    """Draws with one leading dim; two are taken for (chain, draw) where one does not fit the batch and two do."""
+    """Draws with one leading dim, the path under the name ``"z"``."""
+    parameters, others = by_dotted_name(model, draws)
+    chains = _chains_of_dict(model, draws, data)
+    if chains is None:
+        return {**parameters, **others}
+    return {name: value.flatten(0, 1) if value.dim() > 1 else value for name, value in {**parameters, **others}.items()}
+
+
+def _chains_of_dict(model: StateSpaceModel, draws: Mapping[str, Any], data: TimeSeries) -> int | None:
+    """The number of chains by which draws are grouped: where one leading dim does not fit the batch and two do."""
     parameters, others = by_dotted_name(model, draws)
     dims = event_dims(model) if parameters else {}
     known = [(value, dims[name]) for name, value in parameters.items()]
     known += [(value, 2) for name, value in others.items() if name == "z"]
-    if all(fits(value, own, data, lead=1) for value, own in known):
-        return {**parameters, **others}
+    if not known or all(fits(value, own, data, lead=1) for value, own in known):
+        return None
     grouped = all(fits(value, own, data, lead=2) for value, own in known)
-    if not grouped or len({value.shape[:2] for value, _ in known}) > 1:
-        return {**parameters, **others}  # `align` says what is wrong
-    return {name: value.flatten(0, 1) if value.dim() > 1 else value for name, value in {**parameters, **others}.items()}
+    leads = {value.shape[:2] for value, _ in known}
+    return next(iter(leads))[0] if grouped and len(leads) == 1 else None
+
+
+def sampled(mcmc: Any) -> dict[str, Tensor]:
+    """The draws of a sampler that has run, by site, chains one after the other.
+
+    Raises:
+        ValueError: it has not run.
+
+    >>> from pyro.infer import MCMC, NUTS
+    >>> from pyro_ssm.predict.posterior import sampled
+    >>> sampled(MCMC(NUTS(lambda: None), num_samples=1))
+    Traceback (most recent call last):
+    ...
+    ValueError: the sampler has no draws: call mcmc.run(data) first
+    """
+    if getattr(mcmc, "_samples", True) is None:
+        raise ValueError("the sampler has no draws: call mcmc.run(data) first")
+    return mcmc.get_samples()
+
+
+def num_chains(model: StateSpaceModel, posterior: Any, data: TimeSeries) -> int:
+    """How many chains the draws of :func:`posterior_draws` come from, one after the other; 1 unless they were sampled.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.predict.posterior import num_chains
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> data = ssm.TimeSeries(torch.arange(4.0), torch.zeros(4, 1))
+    >>> num_chains(model, {"z": torch.zeros(3, 100, 4, 2)}, data)
+    3
+    """
+    if isinstance(posterior, AbstractMCMC):
+        return posterior.num_chains
+    if isinstance(posterior, Mapping):
+        return _chains_of_dict(model, posterior, data) or 1
+    return 1

@@ -15,6 +15,7 @@ from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.predict.forecast import rollout
 from pyro_ssm.predict.future import future_of
 from pyro_ssm.predict.posterior import draw_chunks
+from pyro_ssm.predict.record import record_of
 
 __all__ = ["average", "coverage", "crps", "heldout_log_score", "interval", "quantile"]
 
@@ -25,8 +26,8 @@ def crps(draws: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     .. math:: \\operatorname{CRPS} = E|X - y| - \\tfrac{1}{2} E|X - X'| \\approx
         \\frac{1}{S} \\sum_i |x_i - y| - \\frac{1}{S (S - 1)} \\sum_i (2 i - S - 1)\\, x_{(i)}
 
-    in the units of ``values``. The second sum, over sorted draws, is the mean of :math:`|x_i - x_j| / 2` over all pairs of
-    *different* draws (the "fair" score), at the cost of a sort. With one draw it is the absolute error.
+    in the units of ``values``. The second sum, over sorted draws, is the mean of :math:`|x_i - x_j| / 2` over all pairs
+    of *different* draws (the "fair" score), at the cost of a sort. With one draw it is the absolute error.
 
     Source: T. Gneiting, A. E. Raftery (2007), Strictly proper scoring rules, section 4.2; M. Zamo, P. Naveau (2018),
     Estimation of the continuous ranked probability score with limited information, section 2 (the PWM estimator).
@@ -132,9 +133,9 @@ def heldout_log_score(
     .. math:: \\log p(y_{h, i} \\mid y_{1:T}) \\approx \\log \\frac1S \\sum_s p(y_{h, i} \\mid z^{(s)}_h),
         \\qquad z^{(s)}_h \\sim p(z_h \\mid y_{1:T})
 
-    in nats: a mixture of the emission's own densities, no kernel estimate. Each entry is scored on its own (its marginal);
-    entries of ``data_after`` are not conditioned on each other. The estimate is consistent, and biased down by
-    O(1 / S), much where few draws come near the value.
+    in nats: a mixture of the emission's own densities, no kernel estimate. Each entry is scored on its own (its
+    marginal); entries of ``data_after`` are not conditioned on each other. The estimate is consistent, and biased down
+    by O(1 / S), much where few draws come near the value.
 
     Args:
         model: the state-space model.
@@ -159,10 +160,8 @@ def heldout_log_score(
     >>> heldout_log_score(model, None, before, after, num_samples=10).shape
     torch.Size([3, 2, 1])
     """
-    values, mask, at = data_after.values, data_after.mask, data_after.observed_index
-    if values is None or mask is None:
-        raise ValueError("`data_after` has no values to score")
-    inputs = data_after.inputs
+    values, mask = record_of(data_after, "data_after")
+    inputs, at = data_after.inputs, data_after.observed_index
     if inputs is not None and at is not None:
         inputs = inputs.index_select(-2, at)
     future = future_of(data_before, data_after.observed_times, inputs)
@@ -179,7 +178,7 @@ def heldout_log_score(
 
 
 def _entry_log_prob(law: Any, values: Tensor, mask: Tensor) -> Tensor:
-    """Log density of each entry by itself."""
+    """Log density of each entry by itself (the marginals of a normal vector)."""
     if isinstance(law, (MultivariateNormal, LowRankMultivariateNormal)):
         law = Independent(Normal(law.mean, law.variance.sqrt(), validate_args=False), 1)
     return masked(law, mask).log_prob_entries(values)
@@ -188,8 +187,8 @@ def _entry_log_prob(law: Any, values: Tensor, mask: Tensor) -> Tensor:
 def _check(draws: Tensor, values: Tensor, mask: Tensor | None) -> None:
     if draws.dim() != values.dim() + 1 or draws.shape[1:] != values.shape:
         raise ValueError(
-            f"`draws` has shape {tuple(draws.shape)} and `values` {tuple(values.shape)}, but (S, *{tuple(values.shape)}) is "
-            "wanted: one dim of draws, leftmost"
+            f"`draws` has shape {tuple(draws.shape)} and `values` {tuple(values.shape)}, but "
+            f"(S, *{tuple(values.shape)}) is wanted: one dim of draws, leftmost"
         )
     if mask is not None and (mask.dtype != torch.bool or mask.shape != values.shape):
         raise ValueError(f"`mask` must be boolean of shape {tuple(values.shape)}, got {mask.dtype} {tuple(mask.shape)}")

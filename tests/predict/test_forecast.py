@@ -1,7 +1,7 @@
 """Forecasts have exactly the moments of the joint Gaussian law; memory, raggedness, inputs and refined grids."""
 
-import pyro.distributions as dist
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import Independent, Normal
@@ -96,9 +96,13 @@ class TestGaussian:
         inputs = torch.randn(3, 1, dtype=torch.float64)
         drawn = forecast(model, None, data.refine(2), NEW, S, inputs=inputs)
         fine = data.extend(NEW, inputs).refine(2)
-        dense = ssm.TimeSeries(fine.times, torch.full((13, 2), float("nan"), dtype=torch.float64).index_copy(
-            0, fine.observed_index, fine.values.where(fine.mask, torch.tensor(float("nan"), dtype=torch.float64))
-        ), inputs=fine.inputs)
+        dense = ssm.TimeSeries(
+            fine.times,
+            torch.full((13, 2), float("nan"), dtype=torch.float64).index_copy(
+                0, fine.observed_index, fine.values.where(fine.mask, torch.tensor(float("nan"), dtype=torch.float64))
+            ),
+            inputs=fine.inputs,
+        )
         (z_mean, z_cov), _ = exact(model, dense)
         at = (2 * torch.tensor([8, 10, 12])[:, None] + torch.arange(2)).flatten()
         assert_moments(drawn.states.flatten(1), z_mean[at], z_cov[at][:, at])
@@ -219,7 +223,9 @@ class TestMemory:
         data = ssm.TimeSeries(torch.arange(4.0), torch.randn(2, 4, 1))
         states = torch.randn(3, 2, 4, 2)
         seen = []
-        model.transition.register_forward_hook(lambda module, args, kwargs, out: seen.append(kwargs["memory"]), with_kwargs=True)
+        model.transition.register_forward_hook(
+            lambda module, args, kwargs, out: seen.append(kwargs["memory"]), with_kwargs=True
+        )
         forecast(model, {"z": states}, data, [4.0])
         longer = data.extend([4.0])
         run = ssm.models.history(model.bind(), longer)
