@@ -1,0 +1,2 @@
+from pyro_ssm.demo.models import *
+from pyro_ssm.demo.series import *
