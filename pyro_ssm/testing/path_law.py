@@ -18,7 +18,7 @@ class PathLawContract(Contract):
 
     A subclass defines ``make_parameters`` (tensors, or an empty list) and ``make_law(parameters, step_mask)``, a law of
     batch shape ``(num_series,)``; ``step_mask`` is None or bool ``(num_series, time)``, False on padding.
-    ``conditional`` gives the law of one state given the path before it, as the mathematics says, for the test against a plain loop.
+    ``conditional`` gives the law of one state given the path before it, for the test against a plain loop.
 
     >>> import torch, pyro.distributions as dist
     >>> from pyro_ssm.distributions import MarkovPath
