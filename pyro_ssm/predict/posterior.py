@@ -50,14 +50,14 @@ def posterior_draws(
 ) -> PosteriorDraws:
     """Draws :math:`\\theta, z_{1:T} \\sim p(\\theta, z \\mid y)` from whatever stands for the posterior.
 
-    ==========================  =============================================  ===================================
-    ``posterior``               parameters                                     path
-    ==========================  =============================================  ===================================
-    ``FitResult``, ``Guide``    the guide                                      the guide
-    other guide (``AutoGuide``) the guide                                      exact (below)
-    ``MCMC``, dict of draws     given, by Pyro site or dotted name             given as ``"z"``, else exact
-    None                        none are random                                exact
-    ==========================  =============================================  ===================================
+    ===========================  =============================================  ===================================
+    ``posterior``                parameters                                     path
+    ===========================  =============================================  ===================================
+    ``FitResult``, ``Guide``     the guide                                      the guide
+    other guide (``AutoGuide``)  the guide                                      exact (below)
+    ``MCMC``, dict of draws      given, by Pyro site or dotted name             given as ``"z"``, else exact
+    None                         none are random                                exact
+    ===========================  =============================================  ===================================
 
     Exact paths are drawn given each draw of the parameters by forward filtering and backward sampling
     (``infer.sample_posterior``); they need an affine-Gaussian model. Given draws are thinned evenly when fewer are
