@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
-import torch
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import Tensor
@@ -130,8 +129,3 @@ class Guide(PyroModule):
         del data  # a guide is called with the data, priors do not depend on it
         with self.model._pyro_context:
             self.model.bind()
-
-
-def positive(raw: Tensor, floor: float) -> Tensor:
-    """softplus(raw) + floor."""
-    return torch.nn.functional.softplus(raw) + floor
