@@ -40,11 +40,12 @@ class Outcome(NamedTuple):
 
 
 def deep(task: Task, *, num_steps: int = 800, num_samples: int = 500, seed: int = 0, progress: bool = True) -> Outcome:
-    """A deep Markov model: neural motion and neural emission, fitted with a Gaussian chain as guide.
+    """A deep Markov model: neural motion and neural emission, fitted with a structured guide.
 
     .. math:: z_{k+1} \\sim N(z_k + f(z_k, u_k), \\sigma^2(z_k, u_k)), \\qquad y_k \\sim N(g(z_k, u_k), s^2(z_k, u_k))
 
-    with g affine and s constant where the level wanders. Windows overlap, which is as if the series were seen more often; the reported bound is over windows that do not.
+    with g affine and s constant where the level wanders. Windows overlap, which is as if the series were seen more often;
+    the reported bound is over windows that do not.
 
     >>> from pyro_ssm.demo import deep, sunspots
     >>> outcome = deep(sunspots(), num_steps=2, num_samples=10, progress=False)
@@ -59,7 +60,7 @@ def deep(task: Task, *, num_steps: int = 800, num_samples: int = 500, seed: int 
         dynamics.MLPTransition(state_dim, (16,), input_dim=inputs, activation="tanh"),
         _emission(task, state_dim),
     )
-    guide = guides.GaussianMarkov(model, hidden_dim=32, direction="both", input_dim=inputs)
+    guide = guides.Structured(model, hidden_dim=32, direction="both", input_dim=inputs)
     infer.fit(
         model,
         guide,
@@ -77,7 +78,7 @@ def deep(task: Task, *, num_steps: int = 800, num_samples: int = 500, seed: int 
     return Outcome("deep Markov", bound.item(), *_forecasts(task, model, guide, num_samples), _since(start), model, guide)
 
 
-def linear(task: Task, *, num_steps: int = 300, num_samples: int = 500, seed: int = 0, progress: bool = True) -> Outcome:
+def linear(task: Task, *, num_steps: int = 250, num_samples: int = 500, seed: int = 0, progress: bool = True) -> Outcome:
     """The linear-Gaussian model with as many states and the same inputs, by exact maximum likelihood (Kalman filter).
 
     It starts from a good guess: for a level that wanders, level and slope and two shocks that fade; else damped rotations
