@@ -91,7 +91,9 @@ def draw_latent(path: Path, results: Sequence[tuple[Task, Outcome]], num_samples
         error = torch.stack([middle - low, high - middle])[:, gap]
         top.errorbar(dates[gap], middle[gap], error, fmt="s", color=DEEP, ms=3.5, lw=1, label="imputed, 90 %")
         _mark_missing(top, task, shown)
-        top.set_title(f"{task.name}: the training window with most gaps, and the states that the guide infers", fontsize=10)
+        top.set_title(
+            f"{task.name}: the training window with most gaps, and the states that the guide infers", fontsize=10
+        )
         for k in range(draws.states.shape[-1]):
             state = draws.states[:, 0, :, k]
             low, high = predict.interval(state, 0.9)
