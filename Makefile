@@ -1,6 +1,7 @@
 # One command each. `make help` lists them. Environments are made once and used offline from then on; they are brought
 # up to date when a file that says what to install has changed.
 PYTHON      ?= python3
+PYTHON_NEXT ?= python3.12
 VENV        ?= .venv
 BENCH_VENV  ?= .venv-bench
 CONSTRAINTS ?= constraints.txt
@@ -13,7 +14,7 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast doctest slow tutorials docs lint bench-env bench clean
+.PHONY: help demo test test-fast doctest slow tutorials docs lint arviz-next bench-env bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -42,6 +43,14 @@ docs: $(VENV)/.has-dev  ## build the documentation into docs/_build/html; a warn
 lint: $(VENV)/.has-dev  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+arviz-next: .venv-arviz1/.has-arviz $(VENV)/.has-test  ## the export under ArviZ 1.x, in an environment without torch
+	$(PYTEST) tests/diagnostics
+
+.venv-arviz1/.has-arviz:
+	$(PYTHON_NEXT) -m venv .venv-arviz1
+	.venv-arviz1/bin/python -m pip install --quiet --disable-pip-version-check "arviz>=1" h5netcdf h5py
+	touch $@
 
 bench-env: $(BENCH_VENV)/.has-bench  ## the environment of the benchmarks: this package beside its peers
 

@@ -320,11 +320,10 @@ def require(component: Component, capability: type, method: str, instead: str) -
         instead: the methods that would work.
 
     >>> from pyro_ssm.components import AffineGaussian, Transition, require
-    >>> require(Transition(), AffineGaussian, "kalman_filter", "a particle filter, or SVI with a guide")
+    >>> require(Transition(), AffineGaussian, "kalman_filter", "SVI")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    TypeError: kalman_filter needs a component that is AffineGaussian, got Transition. Use a particle filter, or SVI
-        with a guide; or give Transition the capability AffineGaussian
+    TypeError: kalman_filter needs a component that is AffineGaussian, got Transition. Use SVI; or give Transition ...
     """
     if not isinstance(component, capability):
         name = type(component).__name__.removeprefix("Bound")

@@ -40,7 +40,9 @@ def test_parameter_names_are_dotted():
     assert random_parameters(Parts()) == ["rate", "matrix"]
 
 
-@pytest.mark.parametrize(("typo", "meant"), [("transition.rat", "transition.rate"), ("emision.matrix", "emission.matrix")])
+@pytest.mark.parametrize(
+    ("typo", "meant"), [("transition.rat", "transition.rate"), ("emision.matrix", "emission.matrix")]
+)
 def test_a_typo_raises_and_the_error_says_what_was_meant(typo, meant):
     with pytest.raises(KeyError) as raised:
         toy().bind({typo: torch.tensor(1.0)})

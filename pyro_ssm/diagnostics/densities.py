@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_ssm.binding import random_parameters
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
-from pyro_ssm.infer import kalman_filter, local_parameters
+from pyro_ssm.infer import evaluating, kalman_filter, local_parameters
 from pyro_ssm.models import StateSpaceModel, history, observation_law, path_law, site_name
 from pyro_ssm.predict import PosteriorDraws
 from pyro_ssm.predict.impute import entrywise
@@ -115,6 +115,6 @@ def log_weight(model: StateSpaceModel, guide: Guide, draws: PosteriorDraws, data
     >>> log_weight(model, guide, draws, data, densities(model, draws, data).joint).shape
     torch.Size([5, 3])
     """
-    with local_parameters(), pyro.poutine.block():
+    with local_parameters(), evaluating(guide), pyro.poutine.block():
         path = guide.path(data, guide.bind_model(draws.parameters))
         return joint - path.log_prob(draws.states)

@@ -1,8 +1,9 @@
 """Guides: approximate posteriors q(path | data) that Pyro trains and particle filters use as proposals."""
 
 from pyro_ssm.guides.base import Guide
+from pyro_ssm.guides.encoded import AbstractEncodedGuide
 from pyro_ssm.guides.encoder import Context, DataEncoder
 from pyro_ssm.guides.gaussian_markov import GaussianMarkov
 from pyro_ssm.guides.structured import Structured
 
-__all__ = ["Context", "DataEncoder", "GaussianMarkov", "Guide", "Structured"]
+__all__ = ["AbstractEncodedGuide", "Context", "DataEncoder", "GaussianMarkov", "Guide", "Structured"]

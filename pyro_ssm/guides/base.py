@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
-import torch
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import Tensor
@@ -18,6 +17,13 @@ from pyro_ssm.distributions.markov_path import Draw
 from pyro_ssm.models import StateSpaceModel, batch_shape, history, series_plate, site_name
 
 __all__ = ["Guide"]
+
+
+class _ParameterNormal(AutoNormal):
+    """An AutoNormal whose copying leaves the original alone: Pyro's drops the model of the live object."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
 
 
 class Guide(PyroModule):
@@ -56,7 +62,7 @@ class Guide(PyroModule):
         if not isinstance(model, StateSpaceModel) or is_bound(model):
             raise TypeError(f"`model` must be an unbound StateSpaceModel, got {type(model).__name__}")
         self._model = (model,)  # a tuple, so that it is not registered
-        self.parameter_guide = parameters if parameters is not None else AutoNormal(self._parameter_program)
+        self.parameter_guide = parameters if parameters is not None else _ParameterNormal(self._parameter_program)
 
     @property
     def model(self) -> StateSpaceModel:
@@ -123,8 +129,3 @@ class Guide(PyroModule):
         del data  # a guide is called with the data, priors do not depend on it
         with self.model._pyro_context:
             self.model.bind()
-
-
-def positive(raw: Tensor, floor: float) -> Tensor:
-    """softplus(raw) + floor."""
-    return torch.nn.functional.softplus(raw) + floor

@@ -10,18 +10,16 @@ from pyro.distributions import Independent, Normal
 from torch import Tensor
 
 from pyro_ssm.blocks import Linear
-from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions.markov_path import Draw
-from pyro_ssm.guides.base import Guide, positive
-from pyro_ssm.guides.encoder import Context, DataEncoder
-from pyro_ssm.guides.structured import DIRECTIONS
+from pyro_ssm.guides.encoded import AbstractEncodedGuide
+from pyro_ssm.guides.encoder import Context
 from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.ops import linear_scan
 
 __all__ = ["GaussianMarkov"]
 
 
-class GaussianMarkov(Guide):
+class GaussianMarkov(AbstractEncodedGuide):
     """A linear-Gaussian chain whose coefficients the encoder gives; its path is one :func:`~pyro_ssm.ops.linear_scan`.
 
     .. math:: z_1 = b_1 + s_1 \\epsilon_1, \\qquad z_k = a_k \\odot z_{k-1} + b_k + s_k \\odot \\epsilon_k
@@ -36,7 +34,7 @@ class GaussianMarkov(Guide):
         hidden_dim: of the encoder.
         direction: what the encoder reads: ``"past"``, ``"future"`` or ``"both"``.
         input_dim: columns of ``data.inputs`` that the encoder sees (0 for none).
-        cell: of the encoder: ``"gru"``, ``"lstm"`` or ``"rnn"``.
+        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"`` or ``"relu"``.
         num_layers: of the encoder.
         dropout: between the encoder's layers.
         scale_floor: added to the scale of each step.
@@ -69,26 +67,13 @@ class GaussianMarkov(Guide):
         scale_floor: float = 1e-4,
         parameters: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(model, parameters)
-        if direction not in DIRECTIONS:
-            raise ValueError(f"`direction` must be one of {DIRECTIONS}, got {direction!r}")
-        self.direction, self.scale_floor = direction, scale_floor
-        self.looks_ahead = direction != "past"
-        self.encoder = DataEncoder(model, hidden_dim, direction, input_dim, cell, num_layers, dropout)
+        super().__init__(model, hidden_dim, direction, input_dim, cell, num_layers, dropout, scale_floor, parameters)
         self.head = Linear(hidden_dim, 3 * model.initial.state_dim)
-        if model.memory is not None:
-            self.remember = Linear(model.memory.features, hidden_dim)
-
-    def encode(self, data: TimeSeries, model: StateSpaceModel) -> Context:
-        return self.encoder(data, model)
 
     def coefficients(self, k: slice, context: Context, memory: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """:math:`a_k, b_k, s_k`, each ``(..., len(k), state)``."""
-        features = context.features[..., k, :]
-        if memory is not None:
-            features = features + self.remember(memory)
-        raw_decay, offset, raw_scale = self.head(features).chunk(3, -1)
-        return torch.tanh(raw_decay), offset, positive(raw_scale, self.scale_floor)
+        raw_decay, offset, raw_scale = self.head(self.features(k, context, memory)).chunk(3, -1)
+        return torch.tanh(raw_decay), offset, self.positive(raw_scale)
 
     def step(self, state: Tensor | None, k: slice, context: Context, memory: Tensor | None = None) -> Independent:
         decay, offset, scale = self.coefficients(k, context, memory)

@@ -10,19 +10,16 @@ from pyro.distributions import Independent, Normal
 from torch import Tensor, nn
 
 from pyro_ssm.blocks import Linear
-from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions.markov_path import Draw
-from pyro_ssm.guides.base import Guide, positive
-from pyro_ssm.guides.encoder import Context, DataEncoder
+from pyro_ssm.guides.encoded import AbstractEncodedGuide
+from pyro_ssm.guides.encoder import Context
 from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.ops import combiner_path
 
 __all__ = ["Structured"]
 
-DIRECTIONS = ("past", "future", "both")
 
-
-class Structured(Guide):
+class Structured(AbstractEncodedGuide):
     """Structured inference network: a recurrent encoder and, step by step, a combiner with the state before.
 
     .. math::
@@ -41,7 +38,7 @@ class Structured(Guide):
         direction: what the encoder reads.
         structured: whether a step sees the state before.
         input_dim: columns of ``data.inputs`` that the encoder sees (0 for none).
-        cell: of the encoder: ``"gru"``, ``"lstm"`` or ``"rnn"``.
+        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"`` or ``"relu"``.
         num_layers: of the encoder.
         dropout: between the encoder's layers.
         scale_floor: added to the scale of each step.
@@ -75,32 +72,21 @@ class Structured(Guide):
         scale_floor: float = 1e-4,
         parameters: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(model, parameters)
-        if direction not in DIRECTIONS:
-            raise ValueError(f"`direction` must be one of {DIRECTIONS}, got {direction!r}")
+        super().__init__(model, hidden_dim, direction, input_dim, cell, num_layers, dropout, scale_floor, parameters)
         state_dim = model.initial.state_dim
-        self.direction, self.structured, self.scale_floor = direction, structured, scale_floor
-        self.looks_ahead = direction != "past"
-        self.encoder = DataEncoder(model, hidden_dim, direction, input_dim, cell, num_layers, dropout)
+        self.structured = structured
         self.head = Linear(hidden_dim, 2 * state_dim)
         if structured:
             self.combiner = Linear(state_dim, hidden_dim)
             self.first_state = nn.Parameter(torch.zeros(state_dim))
-        if model.memory is not None:
-            self.remember = Linear(model.memory.features, hidden_dim)
-
-    def encode(self, data: TimeSeries, model: StateSpaceModel) -> Context:
-        return self.encoder(data, model)
 
     def step(self, state: Tensor | None, k: slice, context: Context, memory: Tensor | None = None) -> Independent:
-        combined = context.features[..., k, :]
-        if memory is not None:
-            combined = combined + self.remember(memory)
+        combined = self.features(k, context, memory)
         if self.structured:
             before = self.first_state if state is None else state
             combined = 0.5 * (torch.tanh(self.combiner(before)) + combined)
         loc, raw = self.head(combined).chunk(2, -1)
-        return Independent(Normal(loc, positive(raw, self.scale_floor), validate_args=False), 1, validate_args=False)
+        return Independent(Normal(loc, self.positive(raw), validate_args=False), 1, validate_args=False)
 
     def draw(self, context: Context) -> Draw:
         if not self.structured:
@@ -124,7 +110,7 @@ class Structured(Guide):
         return path
 
 
-def _draw_independent(guide: Guide, context: Context) -> Draw:
+def _draw_independent(guide: Structured, context: Context) -> Draw:
     def path(shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
         law = guide.step(None, slice(0, shape[-2]), context).base_dist
         noise = torch.randn(shape, dtype=law.loc.dtype, device=law.loc.device)

@@ -3,6 +3,7 @@
 from pyro_ssm.infer.annealing import kl_annealing, linear_annealing, warmup_cosine
 from pyro_ssm.infer.diagnose import FitError
 from pyro_ssm.infer.elbo import IWAE, FreeBits
+from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.fit import FitResult, fit
 from pyro_ssm.infer.gaussian import KalmanFiltered, KalmanSmoothed, kalman_filter, kalman_smoother, sample_posterior
 from pyro_ssm.infer.importance import ImportanceEstimate, LowerBound, evidence_lower_bound, importance_log_likelihood
@@ -21,6 +22,7 @@ __all__ = [
     "LowerBound",
     "Marginal",
     "MarginalLaw",
+    "evaluating",
     "evidence_lower_bound",
     "fit",
     "importance_log_likelihood",

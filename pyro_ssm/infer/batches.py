@@ -73,4 +73,5 @@ class Batches:
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed + epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self.data), generator=generator)
-        return self.data.minibatch(self._order[place * self.batch_size : (place + 1) * self.batch_size])
+        # steps that are padding in every series of the mini-batch cost time and add exactly 0
+        return self.data.minibatch(self._order[place * self.batch_size : (place + 1) * self.batch_size]).trim()

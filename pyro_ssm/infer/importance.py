@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.infer.elbo_weights import LogWeights, PlateShape, log_weights, plate_shape
+from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.local_parameters import local_parameters
 
 __all__ = ["ImportanceEstimate", "LowerBound", "evidence_lower_bound", "importance_log_likelihood"]
@@ -185,7 +186,7 @@ def _chunks(
     for name, value in (("num_samples", num_samples), ("batch", batch)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}")
-    with local_parameters(), torch.no_grad():
+    with local_parameters(), torch.no_grad(), evaluating(model, guide):
         shape = plate_shape(model, guide, data)
         for start in range(0, num_samples, batch):
             size = min(batch, num_samples - start)

@@ -19,7 +19,8 @@ class RecurrentMemory(Memory):
     """A GRU over observations, and over states where ``state_dim`` is given.
 
     .. math::
-        h_t = \\operatorname{GRU}([\\phi_y(m_t \\odot y_t, m_t),\\ \\phi_z(z_t),\\ \\log(1 + \\Delta_t),\\ u_t],\\ h_{t-1})
+        h_t = \\operatorname{GRU}\\left([\\phi_y(m_t \\odot y_t, m_t),\\ \\phi_z(z_t),\\ \\log(1 + \\Delta_t),\\ u_t],\\
+        h_{t-1}\\right)
 
     Summary before step t and after its state: :math:`h_{t-1}`. A missing entry enters as 0 beside its mask: it is
     *skipped*, which is not the same as marginalised.

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_ssm.binding import random_parameters
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
-from pyro_ssm.infer import FitResult, local_parameters, sample_posterior
+from pyro_ssm.infer import FitResult, evaluating, local_parameters, sample_posterior
 from pyro_ssm.infer.fit_gradient import EmptyGuide
 from pyro_ssm.models import StateSpaceModel, site_name
 from pyro_ssm.predict.parameters import align, by_dotted_name, event_dims, fits, missing_parameters
@@ -50,14 +50,14 @@ def posterior_draws(
 ) -> PosteriorDraws:
     """Draws :math:`\\theta, z_{1:T} \\sim p(\\theta, z \\mid y)` from whatever stands for the posterior.
 
-    ==========================  =============================================  ===================================
-    ``posterior``               parameters                                     path
-    ==========================  =============================================  ===================================
-    ``FitResult``, ``Guide``    the guide                                      the guide
-    other guide (``AutoGuide``) the guide                                      exact (below)
-    ``MCMC``, dict of draws     given, by Pyro site or dotted name             given as ``"z"``, else exact
-    None                        none are random                                exact
-    ==========================  =============================================  ===================================
+    ===========================  =============================================  ===================================
+    ``posterior``                parameters                                     path
+    ===========================  =============================================  ===================================
+    ``FitResult``, ``Guide``     the guide                                      the guide
+    other guide (``AutoGuide``)  the guide                                      exact (below)
+    ``MCMC``, dict of draws      given, by Pyro site or dotted name             given as ``"z"``, else exact
+    None                         none are random                                exact
+    ===========================  =============================================  ===================================
 
     Exact paths are drawn given each draw of the parameters by forward filtering and backward sampling
     (``infer.sample_posterior``); they need an affine-Gaussian model. Given draws are thinned evenly when fewer are
@@ -107,7 +107,7 @@ def draw_chunks(
     total = source.num_draws if num_samples is None else num_samples
     step = total if chunk is None else chunk
     for start in range(0, total, step):
-        with torch.no_grad(), local_parameters(), pyro.poutine.block():
+        with torch.no_grad(), local_parameters(), evaluating(model, source.guide), pyro.poutine.block():
             part = source.draw(range(start, min(start + step, total)), total)
         yield part
 
@@ -116,6 +116,7 @@ class _Source(ABC):
     """Where draws come from."""
 
     num_draws: int
+    guide: Guide | None = None
 
     @abstractmethod
     def draw(self, which: range, total: int) -> PosteriorDraws:

@@ -1,7 +1,7 @@
 """Contract tests that you subclass for components, memories, path laws and guides of your own.
 
-A contract is a class of ``test_...`` methods. Subclass it in a test file, name the class ``Test...``, and say what is tested;
-pytest finds the rest::
+A contract is a class of ``test_...`` methods. Subclass it in a test file, name the class ``Test...``, and say what is
+tested; pytest finds the rest::
 
     class TestMyTransition(TransitionContract):
         exact_in_gaps = True

@@ -31,7 +31,9 @@ def assert_affine(contract: Contract, parts: Affine, state: Tensor, law: Any) ->
     """Fail unless :math:`A z + b` and :math:`L L^T` are the mean and covariance of ``law``."""
     hold(isinstance(parts, Affine), f"`affine` must return components.Affine, got {type(parts).__name__}")
     mean = (parts.matrix @ state.unsqueeze(-1)).squeeze(-1) + parts.offset
-    contract.assert_equal(mean, law.mean.expand(mean.shape), "matrix @ state + offset must be the mean of forward's law")
+    contract.assert_equal(
+        mean, law.mean.expand(mean.shape), "matrix @ state + offset must be the mean of forward's law"
+    )
     hold(bool((parts.scale_tril.triu(1) == 0).all()), "`scale_tril` must be lower triangular")
     wanted = covariance(law)
     square = (parts.scale_tril @ parts.scale_tril.mT).expand(wanted.shape)

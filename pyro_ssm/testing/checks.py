@@ -103,7 +103,7 @@ def drawn_parameters(module: Any, shape: Sequence[int], scale: float = 0.1) -> d
     >>> from pyro_ssm.dynamics import NormalInitial
     >>> from pyro_ssm.testing.checks import drawn_parameters
     >>> {name: tuple(value.shape) for name, value in drawn_parameters(NormalInitial(2), (5,)).items()}
-    {'loc': (5, 2), 'scale': (5, 2)}
+    {'scale': (5, 2), 'loc': (5, 2)}
     """
     values = {}
     random = set(random_parameters(module))
@@ -127,7 +127,7 @@ def _near(owner: Any, name: str, shape: tuple[int, ...], scale: float) -> Tensor
     return transform(free + scale * torch.randn(shape + free.shape, dtype=free.dtype))
 
 
-def gradients(total: Tensor, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+def gradients(total: Tensor, parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """The gradient of ``total`` by name; 0 where it does not depend on a parameter."""
     named = [(name, p) for name, p in parameters if p.requires_grad]
     if not total.requires_grad:

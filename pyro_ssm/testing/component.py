@@ -33,17 +33,13 @@ class Case(NamedTuple):
     def steps(self, k: slice) -> Case:
         """The same call at some steps only."""
         times = [None if t is None else t[..., k] for t in (self.time, self.next_time)]
-        state, inputs, memory = (
-            None if x is None else x[..., k, :] for x in (self.state, self.inputs, self.memory)
-        )
+        state, inputs, memory = (None if x is None else x[..., k, :] for x in (self.state, self.inputs, self.memory))
         return Case(state, times[0], times[1], inputs, memory)
 
     def series(self, i: int) -> Case:
         """The same call for one series, without its batch dim."""
         times = [t if t is None or t.dim() == 1 else t[i] for t in (self.time, self.next_time)]
-        state, inputs, memory = (
-            None if x is None else x[..., i, :, :] for x in (self.state, self.inputs, self.memory)
-        )
+        state, inputs, memory = (None if x is None else x[..., i, :, :] for x in (self.state, self.inputs, self.memory))
         return Case(state, times[0], times[1], inputs, memory)
 
     def draw(self, s: int) -> Case:
@@ -66,8 +62,8 @@ class ComponentContract(Contract):
     """Shapes, broadcasting, dtypes, gradients, copies, drawn parameters, and draws that follow the density.
 
     Use :class:`InitialContract`, :class:`TransitionContract` or :class:`EmissionContract`. A subclass defines
-    ``make_component``; it may set ``input_dim`` and ``memory_dim`` (columns that the component needs; 0 for none), and replace
-    ``make_times``, ``make_state``, ``make_inputs`` and ``make_memory``.
+    ``make_component``; it may set ``input_dim`` and ``memory_dim`` (columns that the component needs; 0 for none), and
+    replace ``make_times``, ``make_state``, ``make_inputs`` and ``make_memory``.
 
     >>> from pyro_ssm.testing import ComponentContract, TransitionContract
     >>> issubclass(TransitionContract, ComponentContract)
@@ -162,7 +158,10 @@ class ComponentContract(Contract):
     def test_is_a_component_of_its_kind(self) -> None:
         """The component is of the class that the model asks for, and says its sizes."""
         component = self.make_component()
-        hold(isinstance(component, self.kind), f"make_component() must give a {self.kind.__name__}, got {type(component)}")
+        hold(
+            isinstance(component, self.kind),
+            f"make_component() must give a {self.kind.__name__}, got {type(component)}",
+        )
         hold(isinstance(component.state_dim, int), "a component says its `state_dim`")
 
     def test_law_has_one_event_dim_and_a_time_axis(self) -> None:
@@ -172,7 +171,9 @@ class ComponentContract(Contract):
             case = self.make_case(sample)
             law, lead = self.call(component, case), self._lead(case)
             event = torch.Size([self.event_size(component)])
-            hold(law.event_shape == event, f"the law must have event shape {tuple(event)}, got {tuple(law.event_shape)}")
+            hold(
+                law.event_shape == event, f"the law must have event shape {tuple(event)}, got {tuple(law.event_shape)}"
+            )
             hold(
                 torch.broadcast_shapes(law.batch_shape, lead) == lead,
                 f"the law must have batch shape {tuple(lead)} = (*sample, series, time), got {tuple(law.batch_shape)}",
@@ -186,7 +187,9 @@ class ComponentContract(Contract):
         value = self._points(self.call(component, case), self._lead(case))
         steps = [slice(k, k + 1) for k in range(value.shape[-2])]
         loop = torch.cat([self._log_prob(component, case.steps(k), value[..., k, :]) for k in steps], -1)
-        self.assert_equal(self._log_prob(component, case, value), loop, "one call over time must equal a loop over steps")
+        self.assert_equal(
+            self._log_prob(component, case, value), loop, "one call over time must equal a loop over steps"
+        )
 
     def test_a_batch_is_a_loop_over_series_on_their_own_grids(self) -> None:
         """Each series has its own times."""
@@ -234,9 +237,8 @@ class ComponentContract(Contract):
             case, bound = self.make_case((2,)), bind(component, random)
             value = self._points(self.call(bound, case), self._lead(case))
             moved = copy.deepcopy(component).to(device=device, dtype=torch.float64)
-            to = {"device": device, "dtype": torch.float64}
-            moved = bind(moved, {name: v.to(**to) for name, v in random.items()})
-            terms = self._log_prob(moved, case.to(torch.float64, device), value.to(**to))
+            moved = bind(moved, {name: v.to(device, torch.float64) for name, v in random.items()})
+            terms = self._log_prob(moved, case.to(torch.float64, device), value.to(device, torch.float64))
             hold(terms.dtype == torch.float64, f"after .to(float64) the density must be float64, got {terms.dtype}")
             wanted = self._log_prob(bound, case, value).double()
             self.assert_equal(terms.cpu(), wanted, f"the density must be the same in float64 on {device}")
@@ -281,7 +283,9 @@ class ComponentContract(Contract):
         value = self._points(self.call(bound, case), lead)
         each = [bind(component, {name: v[s, 0] for name, v in values.items()}) for s in range(num)]
         loop = torch.stack([self._log_prob(each[s], case, value[s]) for s in range(num)])
-        self.assert_equal(self._log_prob(bound, case, value), loop, "batched parameter draws must equal a loop over draws")
+        self.assert_equal(
+            self._log_prob(bound, case, value), loop, "batched parameter draws must equal a loop over draws"
+        )
 
     def test_parameters_per_series_when_series_and_event_have_one_size(self) -> None:
         """A value ``(series, *event)`` belongs to the series, also where there are as many series as coordinates."""

@@ -19,9 +19,9 @@ def density_z_scores(law: Any, num_draws: int = 20_000) -> Tensor:
 
     .. math:: E_{x \\sim p}\\left[\\frac{q(x)}{p(x)}\\right] = 1,
 
-    whether p is what it says (its normalising constant included) or not at all. q runs over normal laws somewhat narrower than the draws, at
-    their mean and shifted along each coordinate; a law on part of the line is first carried to the whole. For a discrete
-    law the frequencies of the values drawn are compared with their probabilities.
+    which fails when p is not the law of the draws, or when its normalising constant is wrong. q runs over normal laws
+    somewhat narrower than the draws, at their mean and shifted along each coordinate; a law on part of the line is
+    carried to the whole first. For a discrete law the frequencies of the values are compared with their probabilities.
 
     Args:
         law: batch shape of one element, one event dim or two; it needs ``sample`` and ``log_prob``.

@@ -25,8 +25,8 @@ __all__ = ["GuideContract"]
 class GuideContract(Contract):
     """Tests of a :class:`~pyro_ssm.guides.Guide`.
 
-    A subclass defines ``make_model`` and ``make_guide(model, **options)``; ``options`` holds ``parameters=`` for the guide
-    over random parameters. ``make_values`` gives observations that the model's emission can see.
+    A subclass defines ``make_model`` and ``make_guide(model, **options)``; ``options`` holds ``parameters=`` for the
+    guide over random parameters. ``make_values`` gives observations that the model's emission can see.
 
     >>> from pyro_ssm.dynamics import LinearNormal, NormalInitial
     >>> from pyro_ssm.emissions import Bernoulli
@@ -157,7 +157,9 @@ class GuideContract(Contract):
         data = self.make_data()
         law = guide.path(data, self._bound(guide, data))
         z = law.rsample()
-        self.assert_equal(law.log_prob_steps(z), law.log_prob_steps(z.clone()), "a draw's terms must be the density's terms")
+        self.assert_equal(
+            law.log_prob_steps(z), law.log_prob_steps(z.clone()), "a draw's terms must be the density's terms"
+        )
 
     def test_one_call_of_step_is_a_loop_over_steps(self) -> None:
         """``step`` over a slice of steps gives what it gives one by one, and the path's law is the product."""
@@ -189,7 +191,10 @@ class GuideContract(Contract):
         for sample in ((), (2,)):
             shape = torch.Size(sample) + data.batch_shape + (data.num_times, bound.initial.state_dim)
             path, noise, scale = draw(shape)
-            hold(path.shape == noise.shape == scale.shape == shape, "draw(shape) must give path, noise and scale of that shape")
+            hold(
+                path.shape == noise.shape == scale.shape == shape,
+                "draw(shape) must give path, noise and scale of that shape",
+            )
             state = None
             for k in range(data.num_times):
                 law = guide.step(state, slice(k, k + 1), context, None).base_dist
@@ -213,7 +218,9 @@ class GuideContract(Contract):
             values = torch.where(data.mask, data.values, torch.ones(()))
             values[..., k:, :] = self.make_values(tuple(values.shape))[..., k:, :]
             changed = data.replace(values=values, mask=flipped)
-            moved.append(bool((guide.path(changed, bound).log_prob_steps(z)[..., :k] - terms[..., :k]).abs().max() > 1e-6))
+            moved.append(
+                bool((guide.path(changed, bound).log_prob_steps(z)[..., :k] - terms[..., :k]).abs().max() > 1e-6)
+            )
         if not guide.looks_ahead:
             hold(not any(moved), "looks_ahead is False, and the law of a state depends on later observations")
         else:
@@ -289,7 +296,9 @@ class GuideContract(Contract):
         law = guide.path(data, bound)
         z = law.rsample()
         hold(z.shape[-2] == data.num_times, f"the path must have {data.num_times} steps, got {z.shape[-2]}")
-        self.assert_equal(law.log_prob_steps(z), law.log_prob_steps(z.clone()), "a draw's terms must be the density's terms")
+        self.assert_equal(
+            law.log_prob_steps(z), law.log_prob_steps(z.clone()), "a draw's terms must be the density's terms"
+        )
 
     def test_particles_are_vectorised(self) -> None:
         """With ``vectorize_particles`` the path has the particles leftmost."""
@@ -323,15 +332,16 @@ def _is_latent(site: dict[str, Any]) -> bool:
 
 def _give_prior(model: Any) -> str:
     """A prior on the model's first learnable, unconstrained parameter, around its value."""
-    for path, module in model.named_modules():
+    for module in model.modules():
         if not isinstance(module, PyroModule):
             continue
         hidden = {f"{name}_unconstrained" for name in module.__dict__.get("_pyro_params", {})}
         for name, value in module._parameters.items():
             if value is not None and name not in hidden:
                 start = value.detach().clone()
+                known = random_parameters(model)
                 setattr(module, name, PyroSample(dist.Normal(start, 0.1).to_event(start.dim())))
-                return f"{path}.{name}"
+                return next(new for new in random_parameters(model) if new not in known)
     skip("the model has no unconstrained parameter")
 
 

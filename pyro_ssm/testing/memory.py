@@ -109,7 +109,9 @@ class MemoryContract(Contract):
         lead = record.states.shape[:-2] + (1, memory.features)
         return torch.cat([x.expand(lead) for x in before], -2), torch.cat([x.expand(lead) for x in after], -2), carry
 
-    def _assert_same(self, found: tuple[Tensor, Tensor, Any], wanted: tuple[Tensor, Tensor, Any], sentence: str) -> None:
+    def _assert_same(
+        self, found: tuple[Tensor, Tensor, Any], wanted: tuple[Tensor, Tensor, Any], sentence: str
+    ) -> None:
         for name, a, b in zip(("summaries before", "summaries after z"), found[:2], wanted[:2], strict=True):
             self.assert_equal(a.expand(b.shape), b, f"{sentence}: {name}")
 
@@ -192,8 +194,12 @@ class MemoryContract(Contract):
             skip("sees no observations")
         record = self.make_record()
         other = record._replace(values=torch.where(record.mask, record.values, 3.0 + record.values))
-        self._assert_same(memory.sequence(*other), memory.sequence(*record), "a hidden value must not matter (sequence)")
-        self._assert_same(self._loop(memory, other), self._loop(memory, record), "a hidden value must not matter (steps)")
+        self._assert_same(
+            memory.sequence(*other), memory.sequence(*record), "a hidden value must not matter (sequence)"
+        )
+        self._assert_same(
+            self._loop(memory, other), self._loop(memory, record), "a hidden value must not matter (steps)"
+        )
 
     def test_sees_observations_is_true(self) -> None:
         """``sees_observations`` says whether the values matter."""
@@ -203,7 +209,10 @@ class MemoryContract(Contract):
         found = memory.sequence(*record)
         other = memory.sequence(*record._replace(values=record.values + 1.0))
         moved = bool((found[0] != other[0]).any() | (found[1] != other[1]).any())
-        hold(moved == memory.sees_observations, f"sees_observations is {memory.sees_observations}, and values matter: {moved}")
+        hold(
+            moved == memory.sees_observations,
+            f"sees_observations is {memory.sees_observations}, and values matter: {moved}",
+        )
 
     def test_sees_the_past_only(self) -> None:
         """Before step k nothing of step k is known; after its state, not its observation."""
@@ -231,7 +240,9 @@ class MemoryContract(Contract):
             rest = memory.sequence(*record.steps(slice(k, None)), carry=carry)
         except NotImplementedError as reason:
             skip(str(reason))
-        self._assert_same(rest, (whole[0][..., k:, :], whole[1][..., k:, :], None), "a sequence must go on from a carry")
+        self._assert_same(
+            rest, (whole[0][..., k:, :], whole[1][..., k:, :], None), "a sequence must go on from a carry"
+        )
 
     def test_float64_and_float32(self) -> None:
         """The summaries follow the dtype of states and parameters."""

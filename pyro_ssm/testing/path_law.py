@@ -16,9 +16,9 @@ __all__ = ["PathLawContract"]
 class PathLawContract(Contract):
     """Tests of a path law with event ``(time, state)``: draws, terms of the density, their cache, padding.
 
-    A subclass defines ``make_parameters`` (leaf tensors, or an empty list) and ``make_law(parameters, step_mask)``, a law of batch shape
-    ``(num_series,)``; ``step_mask`` is None or bool ``(num_series, time)``, False on padding. ``conditional`` gives the
-    law of one state given the path before it, as the model's mathematics says, for the test against a plain loop.
+    A subclass defines ``make_parameters`` (tensors, or an empty list) and ``make_law(parameters, step_mask)``, a law of
+    batch shape ``(num_series,)``; ``step_mask`` is None or bool ``(num_series, time)``, False on padding.
+    ``conditional`` gives the law of one state given the path before it, for the test against a plain loop.
 
     >>> import torch, pyro.distributions as dist
     >>> from pyro_ssm.distributions import MarkovPath
@@ -52,7 +52,7 @@ class PathLawContract(Contract):
         raise NotImplementedError(f"{type(self).__name__} must define make_law(parameters, step_mask)")
 
     def conditional(self, parameters: list[Tensor], before: Tensor, k: int) -> Any:
-        """The law of ``z[k]`` given ``before = z[:k]`` ``(..., k, state)``: batch ``(..., 1)``, event ``(state,)``; or None."""
+        """The law of ``z[k]`` given ``before = z[:k]``: batch ``(..., 1)``, event ``(state,)``; or None."""
         return None
 
     def _parameters(self) -> list[Tensor]:
@@ -71,12 +71,18 @@ class PathLawContract(Contract):
         """A draw has ``(*sample, series, time, state)``, the density ``(*sample, series)``, its terms one dim more."""
         law = self.make_law(self._parameters(), None)
         hold(len(law.event_shape) == 2, f"the event must be (time, state), got {tuple(law.event_shape)}")
-        hold(law.batch_shape == (self.num_series,), f"the batch must be ({self.num_series},), got {tuple(law.batch_shape)}")
+        hold(
+            law.batch_shape == (self.num_series,),
+            f"the batch must be ({self.num_series},), got {tuple(law.batch_shape)}",
+        )
         for sample in ((), (2,), (4, 2)):
             for draw in (law.sample, law.rsample)[: 1 + self.has_rsample]:
                 z = draw(torch.Size(sample))
                 wanted = torch.Size(sample) + law.batch_shape + law.event_shape
-                hold(z.shape == wanted, f"{draw.__name__}({sample}) must have shape {tuple(wanted)}, got {tuple(z.shape)}")
+                hold(
+                    z.shape == wanted,
+                    f"{draw.__name__}({sample}) must have shape {tuple(wanted)}, got {tuple(z.shape)}",
+                )
                 for value in (z, z.clone()):
                     hold(law.log_prob(value).shape == wanted[:-2], f"log_prob must have shape {tuple(wanted[:-2])}")
                     hold(law.log_prob_steps(value).shape == wanted[:-1], f"log_prob_steps: {tuple(wanted[:-1])}")
@@ -124,7 +130,9 @@ class PathLawContract(Contract):
             self.assert_equal(fresh, again, "the cached terms of a fresh draw must equal the recomputed ones")
             weights = torch.randn_like(fresh)
             for a, b in zip(
-                self._grads((weights * fresh).sum(), parameters), self._grads((weights * again).sum(), parameters), strict=True
+                self._grads((weights * fresh).sum(), parameters),
+                self._grads((weights * again).sum(), parameters),
+                strict=True,
             ):
                 self.assert_equal(a, b, "cached terms must have the total gradient of the recomputed ones")
             hold(
@@ -137,10 +145,15 @@ class PathLawContract(Contract):
         law = self.make_law(self._parameters(), None)
         wide = law.expand(torch.Size([2, self.num_series]))
         z = wide.rsample() if self.has_rsample else wide.sample()
-        hold(z.shape == torch.Size([2, self.num_series]) + law.event_shape, f"a draw of the expanded law: {tuple(z.shape)}")
+        hold(
+            z.shape == torch.Size([2, self.num_series]) + law.event_shape,
+            f"a draw of the expanded law: {tuple(z.shape)}",
+        )
         hold(bool((z[0] != z[1]).any()), "an expanded law must draw independently")
         self.assert_equal(wide.log_prob(z), law.log_prob(z.clone()), "expand must keep the density")
-        self.assert_equal(wide.log_prob(z[0].clone()).expand(2, -1), law.log_prob(z[0].clone()).expand(2, -1), "broadcast")
+        self.assert_equal(
+            wide.log_prob(z[0].clone()).expand(2, -1), law.log_prob(z[0].clone()).expand(2, -1), "broadcast"
+        )
 
     def test_draws_follow_the_density(self) -> None:
         """``sample`` and ``log_prob`` belong together, the normalising constant included."""

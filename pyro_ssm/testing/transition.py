@@ -74,7 +74,7 @@ class TransitionContract(ComponentContract):
             )
 
     def test_depends_on_the_gap_and_not_on_the_clock(self) -> None:
-        """``components.gap`` in float64: a series far from time 0 has the same law (skipped for laws that read the clock)."""
+        """``components.gap`` in float64: a series far from time 0 has the same law (unless it ``reads_the_clock``)."""
         if self.reads_the_clock:
             skip("the law reads the clock")
         component, case = self._bound(), self.make_case()

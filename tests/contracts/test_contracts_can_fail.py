@@ -773,7 +773,10 @@ def test_every_test_of_every_contract_can_fail():
         (dist.LogNormal(torch.zeros(2), 0.5).to_event(1), dist.LogNormal(torch.zeros(2), 0.6).to_event(1)),
         (dist.Dirichlet(torch.tensor([2.0, 3.0, 4.0])), dist.Dirichlet(torch.tensor([2.0, 3.0, 3.5]))),
         (dist.Beta(torch.tensor([2.0]), 3.0).to_event(1), dist.Beta(torch.tensor([2.2]), 3.0).to_event(1)),
-        (dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), dist.MultivariateNormal(torch.zeros(2), 1.1 * torch.eye(2))),
+        (
+            dist.MultivariateNormal(torch.zeros(2), torch.eye(2)),
+            dist.MultivariateNormal(torch.zeros(2), 1.1 * torch.eye(2)),
+        ),
     ],
     ids=["poisson", "lognormal", "dirichlet", "beta", "normal"],
 )

@@ -1,4 +1,4 @@
-"""Small linear-Gaussian components with a plain simulator beside them: the dense joint normal is the reference of many tests."""
+"""Small linear-Gaussian components and a plain simulator: the dense joint normal is the reference of many tests."""
 
 import torch
 from pyro.distributions import Independent, Normal
@@ -35,7 +35,7 @@ class Start(Initial, Gaussian):
 
 
 class Decay(Transition, AffineGaussian):
-    """Ornstein-Uhlenbeck, exact over any gap: e^{-r D} z + (1 - e^{-r D}) level + W m, variance s^2 (1 - e^{-2 r D})."""
+    """Exact over any gap: e^{-r D} z + (1 - e^{-r D}) level + W m, variance s^2 (1 - e^{-2 r D})."""
 
     event_dims = {"rate": 1, "log_scale": 1, "level": 1, "memory_weight": 2}
 
@@ -147,7 +147,7 @@ def remembering(state_dim=2, obs_dim=2, dtype=torch.float64):
 
 
 def simulate(model, times, noise_z, noise_y):
-    """A plain loop over time: noise ``(n, time, .)`` to ``z`` and ``y``; reads a model of these toys, memory and all."""
+    """A plain loop over time: noise ``(n, time, .)`` to ``z`` and ``y``; reads these toys, memory and all."""
     a, b, c, memory = model.initial, model.transition, model.emission, model.memory
     with torch.no_grad():
         m = None if memory is None else memory.first.expand(len(noise_z), 2)
@@ -199,7 +199,9 @@ def posterior(model, data):
     evidence = torch.distributions.MultivariateNormal(mean[seen], square[seen][:, seen])
     gain = torch.linalg.solve(square[seen][:, seen], square[seen][:, :split]).T
     loc = mean[:split] + gain @ (y - mean[seen])
-    return torch.distributions.MultivariateNormal(loc, square[:split, :split] - gain @ square[seen][:, :split]), evidence.log_prob(y)
+    return torch.distributions.MultivariateNormal(
+        loc, square[:split, :split] - gain @ square[seen][:, :split]
+    ), evidence.log_prob(y)
 
 
 def series(num_times=4, batch=(), obs_dim=2, seed=1, own=False, missing=False, dtype=torch.float64):

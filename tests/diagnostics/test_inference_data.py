@@ -105,11 +105,11 @@ def test_without_arviz_the_error_names_the_way_out(monkeypatch):
 
 
 def arviz1_python():
-    """The interpreter of an environment with ArviZ 1.x, h5netcdf and h5py; ``make arviz1`` builds one."""
+    """The interpreter of an environment with ArviZ 1.x, h5netcdf and h5py; ``make arviz-next`` builds one."""
     given = os.environ.get("PYRO_SSM_ARVIZ1_PYTHON")
     found = Path(given) if given else ROOT / ".venv-arviz1" / "bin" / "python"
     if not found.exists():
-        pytest.skip(f"needs ArviZ 1.x in its own environment: {found} is not there; run `make arviz1`")
+        pytest.skip(f"needs ArviZ 1.x in its own environment: {found} is not there; run `make arviz-next`")
     return found
 
 

@@ -155,7 +155,9 @@ def test_one_time_has_no_transition():
     path = MarkovPath(Start(2), Decay(2), torch.zeros(1).double())
     z = path.rsample((3,))
     assert z.shape == (3, 1, 2)
-    torch.testing.assert_close(path.log_prob(z.clone()), Start(2)(torch.zeros(1).double(), None).log_prob(z).squeeze(-1))
+    torch.testing.assert_close(
+        path.log_prob(z.clone()), Start(2)(torch.zeros(1).double(), None).log_prob(z).squeeze(-1)
+    )
 
 
 class Jumps(Transition, SampleOnly):
@@ -212,7 +214,7 @@ def test_the_cache_lives_on_the_expanded_instance():
 
 
 def test_inputs_hold_until_the_next_time():
-    """inputs[k] holds on [times[k], times[k + 1]): the transition k -> k + 1 gets inputs[k], the initial law inputs[0]."""
+    """inputs[k] holds on [times[k], times[k + 1]): transition k -> k + 1 gets inputs[k], the initial law inputs[0]."""
 
     class Driven(Transition):
         state_dim = 1

@@ -189,6 +189,8 @@ def test_sampling_ignores_the_mask_and_expand_keeps_it():
 
 def test_float32_stays_float32_and_integers_are_taken():
     mask = torch.ones(3, 2, dtype=torch.bool)
-    assert masked(dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), mask).log_prob(torch.zeros(3, 2)).dtype == torch.float32
+    assert (
+        masked(dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), mask).log_prob(torch.zeros(3, 2)).dtype == torch.float32
+    )
     counts = masked(dist.Poisson(torch.ones(3, 2)).to_event(1), mask).log_prob(torch.ones(3, 2, dtype=torch.long))
     torch.testing.assert_close(counts, torch.full((3,), -2.0))

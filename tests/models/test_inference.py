@@ -91,11 +91,13 @@ def test_with_the_exact_posterior_every_bound_is_the_evidence(model, data, elbo)
 
 
 def test_gradient_of_the_bound_at_the_exact_posterior_is_that_of_the_evidence(model):
-    """d log p(y) / d theta, by finite differences of the dense formula, is the mean gradient of the bound's model part."""
+    """d log p(y) / d theta, by differences of the dense formula, is the mean gradient of the bound."""
     data = series(num_times=3, batch=(1,))
     parameter = model.emission.offset
     guide, num = Exact(model), 4000
-    loss = Trace_ELBO(num_particles=num, vectorize_particles=True, max_plate_nesting=1).differentiable_loss(model, guide, data)
+    loss = Trace_ELBO(num_particles=num, vectorize_particles=True, max_plate_nesting=1).differentiable_loss(
+        model, guide, data
+    )
     (found,) = torch.autograd.grad(-loss, [parameter])
     wanted = []
     for j in range(2):
@@ -125,7 +127,9 @@ def test_importance_sampling_with_the_exact_posterior(model):
 
 @pytest.mark.parametrize("guide_of", [lambda m: Structured(m, 8), lambda m: GaussianMarkov(m, 8)])
 @pytest.mark.parametrize(
-    "elbo", [Trace_ELBO, TraceMeanField_ELBO, lambda: RenyiELBO(alpha=0, num_particles=2)], ids=["Trace", "MeanField", "Renyi"]
+    "elbo",
+    [Trace_ELBO, TraceMeanField_ELBO, lambda: RenyiELBO(alpha=0, num_particles=2)],
+    ids=["Trace", "MeanField", "Renyi"],
 )
 def test_plain_svi_trains_model_and_guide(guide_of, elbo):
     """Every parameter of both moves, and the bound rises."""
@@ -137,8 +141,12 @@ def test_plain_svi_trains_model_and_guide(guide_of, elbo):
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.03}), elbo())
         losses = [svi.step(data) for _ in range(30)]
     assert sum(losses[-10:]) < sum(losses[:10])
-    moved = [bool((p.detach() != b).any()) for p, b in zip((*model.parameters(), *guide.parameters()), before, strict=True)]
-    still = [n for (n, _), m in zip((*model.named_parameters(), *guide.named_parameters()), moved, strict=True) if not m]
+    moved = [
+        bool((p.detach() != b).any()) for p, b in zip((*model.parameters(), *guide.parameters()), before, strict=True)
+    ]
+    still = [
+        n for (n, _), m in zip((*model.named_parameters(), *guide.named_parameters()), moved, strict=True) if not m
+    ]
     assert still == ["encoder.distance.weight"]  # read on refined grids only
 
 
@@ -212,7 +220,6 @@ def test_memory_models_train_by_svi():
 
 
 # --------------------------------------------------------------------------- two models after one another
-
 
 
 def fresh():

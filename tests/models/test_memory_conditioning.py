@@ -5,10 +5,11 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO
+from pyro.nn import PyroSample
 
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
-from pyro_ssm.models import path_law
+from pyro_ssm.models import history, observation_law, path_law
 from tests.contracts.toys import dense_normal, joint, normal, remembering, series, simulate
 
 
@@ -64,7 +65,7 @@ def test_the_reference_is_a_normal_law_of_the_simulator(model, data):
 
 
 def test_all_conditionings_have_one_density(model, data):
-    """Both conditioned; y in the data and z conditioned; y in the data and z from a guide. Replays and draws have tests of their own."""
+    """Both conditioned; y in the data and z conditioned; y in the data and z from a guide."""
     z, y = drawn(model, data)
     wanted = dense(model, data, z, y)
     bare, full = data.without_values(), data.replace(values=y)
@@ -114,7 +115,7 @@ def test_the_density_of_one_trace_does_not_change(model, data):
 
 
 def test_values_with_z_free_give_the_path_given_its_y(model, data):
-    """With ``data.values`` and z free, z is drawn step by step from p(z_t | z_<t, y_<t), and the density is the joint's."""
+    """With ``data.values`` and z free, z is drawn from p(z_t | z_<t, y_<t), and the density is the joint's."""
     found, traced = log_prob(model, data)
     z = traced.nodes["z"]["value"]
     torch.testing.assert_close(found.detach(), dense(model, data, z.detach(), data.values))
@@ -171,7 +172,9 @@ def test_predictive_given_z_draws_y_step_by_step_along_it(model, parallel):
     data, num = series(num_times=3), 20_000 if parallel else 400
     z = torch.tensor([[1.0, -1.0], [0.5, 0.0], [1.0, -0.5]]).double()
     program = poutine.condition(model, data={"z": z})
-    found = Predictive(program, num_samples=num, parallel=parallel)(data.without_values())["y"].reshape(num, 3, 2).detach()
+    found = (
+        Predictive(program, num_samples=num, parallel=parallel)(data.without_values())["y"].reshape(num, 3, 2).detach()
+    )
     wanted = along(model, data.times, z, torch.randn(20_000, 3, 2).double())
     error = (wanted.var(0) / 20_000 + found.var(0) / num).sqrt()
     assert ((found.mean(0) - wanted.mean(0)) / error).abs().max() < 4.5
@@ -183,7 +186,11 @@ def test_predictive_given_drawn_paths_draws_y_along_each(model):
     data, num = series(num_times=3), 4000
     far = torch.tensor([[[1.0, -1.0]] * 3, [[-30.0, 40.0]] * 3]).double()
     z = far[torch.arange(num) % 2]
-    y = Predictive(model, posterior_samples={"z": z}, parallel=True)(data.without_values())["y"].reshape(num, 3, 2).detach()
+    y = (
+        Predictive(model, posterior_samples={"z": z}, parallel=True)(data.without_values())["y"]
+        .reshape(num, 3, 2)
+        .detach()
+    )
     for i in range(2):
         wanted = along(model, data.times, far[i], torch.randn(num, 3, 2).double())
         found = y[i::2]
@@ -248,3 +255,22 @@ def test_vectorised_particles_are_a_loop_over_particles(model, data):
     pair[0].compute_log_prob()
     found = pair[0].nodes["z"]["log_prob"] + pair[0].nodes["y"]["log_prob"]
     torch.testing.assert_close(found.detach(), dense(model, data, z, data.values.expand(5, 3, 4, 2)))
+
+
+def test_draws_of_parameters_and_of_a_memory_are_a_loop(data):
+    """Random parameters of transition and memory, vectorised particles, a memory of y: particle by particle."""
+    model = remembering()
+    model.transition.rate = PyroSample(dist.LogNormal(torch.zeros(2).double(), 0.3).to_event(1))
+    model.memory.keep = PyroSample(dist.Normal(torch.zeros(2).double(), 0.3).to_event(1))
+    guide = Fixed(model, torch.randn(3, 4, 2).double())
+    elbo = Trace_ELBO(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    ((modelled, guided),) = list(elbo._get_traces(model, guide, (data,), {}))
+    modelled.compute_log_prob()
+    values = {name: guided.nodes[name]["value"].detach() for name in ("transition.rate", "memory.keep")}
+    z = guided.nodes["z"]["value"].detach()
+    for s in range(5):
+        bound = model.bind({name: value[s, 0] for name, value in values.items()})
+        run, path = history(bound, data), z[s].clone()
+        torch.testing.assert_close(modelled.nodes["z"]["log_prob"][s], path_law(bound, data, run).log_prob(path))
+        y = observation_law(bound, data, path, run).log_prob(data.values)
+        torch.testing.assert_close(modelled.nodes["y"]["log_prob"][s], y)

@@ -1,4 +1,4 @@
-"""Padding adds exactly nothing; a ragged batch is a loop over its series; a masked step is no step where the law allows."""
+"""Padding adds exactly nothing; a ragged batch is a loop over series; a masked step is no step where the law allows."""
 
 import pytest
 import torch
@@ -103,7 +103,9 @@ def test_a_wholly_masked_step_leaves_the_evidence_of_a_law_that_is_exact_in_gaps
     torch.testing.assert_close(found.sum(), posterior(model, without)[1])
     assert found[2] == 0 and found[4] == 0
     found, wanted = (
-        torch.autograd.grad(kalman_filter(model.bind(), d).log_likelihood.sum(), list(model.parameters()), retain_graph=True)
+        torch.autograd.grad(
+            kalman_filter(model.bind(), d).log_likelihood.sum(), list(model.parameters()), retain_graph=True
+        )
         for d in (hidden, without)
     )
     for a, b in zip(found, wanted, strict=True):
