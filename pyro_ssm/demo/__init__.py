@@ -40,8 +40,8 @@ def run(out: str | Path = "demo_output", quick: bool = False, seed: int = 0, pro
     ``summary.csv``.
 
     The main series, carbon dioxide at Mauna Loa, was named before anything was fitted; the second, sunspots, stands
-    beside it as a case where the law is known not to be linear. Settings were compared on spans before the held-out ones;
-    the deep model's guide and first noise were compared there again after a first look at its held-out scores.
+    beside it as a case where the law is known not to be linear. Settings were compared on spans before the held-out
+    ones; the deep model's guide and first noise were compared there again after a first look at its held-out scores.
 
     Args:
         out: the folder of results; it is made if it is not there.
@@ -66,7 +66,8 @@ def run(out: str | Path = "demo_output", quick: bool = False, seed: int = 0, pro
     for task in (atmospheric_co2(), sunspots()):
         print(
             f"\n{task.name}: {task.data.num_times} steps of one {task.step}, {int((~task.data.mask).sum())} missing; "
-            f"trained on the first {task.num_training},\n{len(task.origins())} forecasts of {task.season} steps in the rest"
+            f"trained on the first {task.num_training},\n"
+            f"{len(task.origins())} forecasts of {task.season} steps in the rest"
         )
         outcomes = [
             deep(task, **options, seed=seed, progress=progress),

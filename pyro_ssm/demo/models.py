@@ -44,8 +44,8 @@ def deep(task: Task, *, num_steps: int = 900, num_samples: int = 500, seed: int 
 
     .. math:: z_{k+1} \\sim N(z_k + f(z_k, u_k), \\sigma^2(z_k, u_k)), \\qquad y_k \\sim N(g(z_k, u_k), s^2(z_k, u_k))
 
-    with g affine, s constant and a Gaussian chain as guide where the level wanders; else the guide is structured. Windows overlap, which is as if the series were seen more often;
-    the reported bound is over windows that do not.
+    with g affine, s constant and a Gaussian chain as guide where the level wanders; else the guide is structured.
+    Windows overlap, which is as if the series were seen more often; the reported bound is over windows that do not.
 
     >>> from pyro_ssm.demo import deep, sunspots
     >>> outcome = deep(sunspots(), num_steps=2, num_samples=10, progress=False)
@@ -60,8 +60,9 @@ def deep(task: Task, *, num_steps: int = 900, num_samples: int = 500, seed: int 
         dynamics.MLPTransition(state_dim, (16,), input_dim=inputs, activation="tanh"),
         _emission(task, state_dim),
     )
-    with torch.no_grad():  # the state starts out as nearly smooth: noise of 0.1 a step
-        model.transition.network.layers[-1].bias[state_dim:] = -2.25
+    if task.anchored:
+        with torch.no_grad():  # a level that wanders moves little in a step: noise of 0.1 to begin with
+            model.transition.network.layers[-1].bias[state_dim:] = -2.25
     family = guides.GaussianMarkov if task.anchored else guides.Structured
     guide = family(model, hidden_dim=32, direction="both", input_dim=inputs)
     infer.fit(
@@ -88,8 +89,8 @@ def linear(
 ) -> Outcome:
     """The linear-Gaussian model with as many states and the same inputs, by exact maximum likelihood (Kalman filter).
 
-    It starts from a good guess: for a level that wanders, level and slope and two shocks that fade; else damped rotations
-    with the period of the season and of half of it.
+    It starts from a good guess: for a level that wanders, level and slope and two shocks that fade; else damped
+    rotations with the period of the season and of half of it.
 
     >>> from pyro_ssm.demo import linear, sunspots
     >>> outcome = linear(sunspots(), num_steps=2, num_samples=10, progress=False)
@@ -125,7 +126,8 @@ def linear(
 def seasonal_naive(task: Task, *, num_samples: int = 500, seed: int = 0) -> Outcome:
     """The season before, moved by the mean change over a season, with the spread that such changes had in training.
 
-    Where that entry is missing, the same season of an earlier cycle takes its place, with the changes over as many seasons.
+    Where that entry is missing, the same season of an earlier cycle takes its place, with the changes over as many
+    seasons.
 
     >>> from pyro_ssm.demo import seasonal_naive, sunspots
     >>> seasonal_naive(sunspots(), num_samples=10).draws.shape

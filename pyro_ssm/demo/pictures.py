@@ -69,7 +69,8 @@ def draw_latent(path: Path, results: Sequence[tuple[Task, Outcome]], num_samples
     >>> from pyro_ssm.demo import deep, draw_latent, sunspots
     >>> task = sunspots()
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     draw_latent(Path(folder) / "latent.png", [(task, deep(task, num_steps=1, num_samples=2, progress=False))], 10)
+    ...     outcome = deep(task, num_steps=1, num_samples=2, progress=False)
+    ...     draw_latent(Path(folder) / "latent.png", [(task, outcome)], 10)
     ...     (Path(folder) / "latent.png").stat().st_size > 10_000
     True
     """
