@@ -110,7 +110,7 @@ def arguments() -> argparse.Namespace:
 
 
 def start_at_marginals(model: ssm.StateSpaceModel, train: ssm.TimeSeries) -> None:
-    """Let the emission begin with each note's share of the training steps: Adam needs thousands of steps to get there."""
+    """Let the emission begin with each note's share of the training steps: Adam takes thousands of steps to it."""
     played = (train.values.sum((0, 1)) / train.mask.sum((0, 1))).clamp(1e-4, 0.5)
     with torch.no_grad():
         model.emission.network.layers[-1].bias.copy_(played.logit())
