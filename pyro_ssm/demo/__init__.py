@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import torch
+
 from pyro_ssm.demo.models import Outcome, deep, linear, seasonal_naive
 from pyro_ssm.demo.pictures import draw_forecasts, draw_latent
 from pyro_ssm.demo.report import COVERAGE, Row, inference_data, rows, table, verdict, write_summary
@@ -58,8 +60,16 @@ def run(out: str | Path = "demo_output", quick: bool = False, seed: int = 0, pro
     >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +SKIP
     ...     found = run(folder, quick=True)
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small tensors: more threads wait for each other, very long when cores are shared
+    try:
+        return _run(Path(out), quick, seed, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(folder: Path, quick: bool, seed: int, progress: bool) -> list[Row]:
     started = time.perf_counter()
-    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     options = {"num_steps": 3, "num_samples": 50} if quick else {}
     results, found = [], []
