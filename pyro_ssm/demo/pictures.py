@@ -69,7 +69,8 @@ def draw_latent(path: Path, results: Sequence[tuple[Task, Outcome]], num_samples
     >>> from pyro_ssm.demo import deep, draw_latent, sunspots
     >>> task = sunspots()
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     draw_latent(Path(folder) / "latent.png", [(task, deep(task, num_steps=1, num_samples=2, progress=False))], 10)
+    ...     outcome = deep(task, num_steps=1, num_samples=2, progress=False)
+    ...     draw_latent(Path(folder) / "latent.png", [(task, outcome)], 10)
     ...     (Path(folder) / "latent.png").stat().st_size > 10_000
     True
     """
@@ -91,7 +92,9 @@ def draw_latent(path: Path, results: Sequence[tuple[Task, Outcome]], num_samples
         error = torch.stack([middle - low, high - middle])[:, gap]
         top.errorbar(dates[gap], middle[gap], error, fmt="s", color=DEEP, ms=3.5, lw=1, label="imputed, 90 %")
         _mark_missing(top, task, shown)
-        top.set_title(f"{task.name}: the training window with most gaps, and the states that the guide infers", fontsize=10)
+        top.set_title(
+            f"{task.name}: the training window with most gaps, and the states that the guide infers", fontsize=10
+        )
         for k in range(draws.states.shape[-1]):
             state = draws.states[:, 0, :, k]
             low, high = predict.interval(state, 0.9)

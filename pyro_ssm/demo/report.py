@@ -83,7 +83,8 @@ def verdict(found: Sequence[Row]) -> str:
     """Who wins, and whether the deep model's band holds what it says, in words.
 
     >>> from pyro_ssm.demo import Row, verdict
-    >>> print(verdict([Row("Nile", "deep Markov", 0.0, 0.0, 2.0, 0.7, 0.0), Row("Nile", "naive", 0.0, 0.0, 1.0, 0.9, 0.0)]))
+    >>> deep = Row("Nile", "deep Markov", 0.0, 0.0, 2.0, 0.7, 0.0)
+    >>> print(verdict([deep, Row("Nile", "naive", 0.0, 0.0, 1.0, 0.9, 0.0)]))
     Lowest CRPS: naive. The deep Markov model LOSES here, by 100 % in CRPS.
     Its 90 % band covers 70 % of the held-out values: OUTSIDE 80 to 97 %.
     """

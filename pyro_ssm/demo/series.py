@@ -1,4 +1,4 @@
-"""What is modelled: two bundled series, in the form in which all models of the demo get them, and where they are cut."""
+"""What is modelled: two bundled series, in the form in which all models get them, and where they are cut."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Task", "atmospheric_co2", "seasonal_inputs", "sunspots"]
 class Task(NamedTuple):
     """A series, its season, and the end of the training span; models learn from windows and forecast from them.
 
-    The forecast of one season is made anew at each step of the held-out span, from the ``window`` steps before it. What is modelled is ``(value - base) / scale``: scale and trend are those of the training span, and
-    an ``anchored`` series, whose level wanders, is seen relative to the mean of the window's first season. All models get
-    the same.
+    The forecast of one season is made anew at each step of the held-out span, from the ``window`` steps before it.
+    What is modelled is ``(value - base) / scale``: scale and trend are those of the training span, and an ``anchored``
+    series, whose level wanders, is seen relative to the mean of the window's first season. All models get the same.
 
     >>> from pyro_ssm.demo.series import atmospheric_co2
     >>> task = atmospheric_co2()
     >>> task.windows(), task.histories().batch_shape, task.futures().batch_shape
-    (TimeSeries(batch=(157,), times=52, obs=1, observed=97.0%, inputs=4, own grids), torch.Size([40]), torch.Size([40]))
+    (TimeSeries(batch=(156,), times=52, obs=1, observed=97.3%, inputs=4, own grids), torch.Size([40]), torch.Size([40]))
     """
 
     name: str
@@ -62,7 +62,7 @@ class Task(NamedTuple):
         return self.modelled(self.origins(), self.season, [origin - self.window for origin in self.origins()])
 
     def modelled(self, starts: Sequence[int], length: int, known: Sequence[int] | None = None) -> TimeSeries:
-        """Stretches of the series as a batch, in the units of the models; ``known`` are the windows that anchor them."""
+        """Stretches of the series as a batch, in the units of the models; the windows ``known`` anchor them."""
         index = _positions(starts, length)
         base = self.base(starts if known is None else known, starts, length)
         values = (self.data.values[index] - base) / self.scale
@@ -154,7 +154,7 @@ def sunspots(split: str = "1949-01-01", hidden: float = 0.1) -> Task:
 
     >>> from pyro_ssm.demo.series import sunspots
     >>> sunspots().data
-    TimeSeries(times=309, obs=1, observed=92.2%)
+    TimeSeries(times=309, obs=1, observed=91.3%)
     """
     data = load("sunspots")
     past = torch.from_numpy(data.coords["time"] < np.datetime64(split)).unsqueeze(-1)

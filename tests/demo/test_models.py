@@ -19,8 +19,10 @@ def test_naive_forecast_is_last_season_moved_by_the_mean_change():
     full = histories.mask[:, -lag:].all(1).squeeze(-1)
     assert full.any() and not full.all()
     law = Normal(histories.values[:, -lag:] + changes.mean(), changes.std())
-    torch.testing.assert_close(outcome.log_scores[full], law.log_prob(task.futures().values)[full], rtol=1e-4, atol=1e-4)
-    error = (outcome.draws.mean(0) - law.mean)[full] / law.stddev
+    torch.testing.assert_close(
+        outcome.log_scores[full], law.log_prob(task.futures().values)[full], rtol=1e-4, atol=1e-4
+    )
+    error = ((outcome.draws.mean(0) - law.mean) / law.stddev)[full]
     assert error.abs().max() < 5 / 4000**0.5
 
 
@@ -50,5 +52,7 @@ def test_linear_bound_is_the_likelihood_of_windows_that_do_not_overlap(make):
     windows = task.windows(stride=task.window)
     assert (windows.times[1:, 0] > windows.times[:-1, -1]).all()
     with torch.no_grad():
-        one_by_one = sum(infer.kalman_filter(outcome.model, windows.series(i)).log_likelihood.sum() for i in range(len(windows)))
+        one_by_one = sum(
+            infer.kalman_filter(outcome.model, windows.series(i)).log_likelihood.sum() for i in range(len(windows))
+        )
     assert outcome.bound == pytest.approx(float(one_by_one / windows.mask.sum()), rel=1e-4)

@@ -63,7 +63,7 @@ def test_verdict_says_who_wins_and_whether_the_band_holds():
 def test_deep_band_covers_what_it_says_and_nonlinearity_pays(tmp_path):
     co2, sun = (found[:3] for found in np.array_split(np.array(run(tmp_path, progress=False), dtype=object), 2))
     low, high = COVERAGE
-    for deep, linear, naive in (map(Row._make, co2), map(Row._make, sun)):
+    for deep, _, naive in (map(Row._make, co2), map(Row._make, sun)):
         assert low <= deep.coverage <= high
         assert deep.crps < naive.crps
     assert Row._make(sun[0]).log_score > Row._make(sun[1]).log_score

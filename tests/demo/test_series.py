@@ -25,7 +25,10 @@ def test_nothing_held_out_enters_training(make):
     task = make()
     after = torch.arange(task.data.num_times) >= task.num_training
     changed = task._replace(data=task.data.replace(values=task.data.values + 1e3 * after[:, None], mask=task.data.mask))
-    for one, other in ((task.windows(), changed.windows()), (task.histories().minibatch([0]), changed.histories().minibatch([0]))):
+    for one, other in (
+        (task.windows(), changed.windows()),
+        (task.histories().minibatch([0]), changed.histories().minibatch([0])),
+    ):
         assert torch.equal(one.values, other.values)
     assert float(task.windows().times.max()) < float(task.futures().times.min())
 
