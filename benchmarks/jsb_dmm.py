@@ -9,6 +9,10 @@ weights on the validation split, and the test split is read only with ``--test``
     python benchmarks/jsb_dmm.py --test              # the chosen settings, and the numbers on the test split
     python benchmarks/jsb_dmm.py --device cuda --test
 
+Two settings were tried. With these defaults the bound of the validation split was still rising when the schedule ended;
+with the emission's output bias started at the notes' shares, twice the learning rate and a quarter of the annealing, the
+guide collapsed onto the prior (bound 11.06, that of independent notes).
+
 ``--steps`` is the length of the learning-rate schedule; ``--minutes`` cuts a fit short, and the result says so.
 """
 
@@ -83,37 +87,30 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--name", default="jsb_dmm")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="of torch, on the CPU")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
     parser.add_argument("--minutes", type=float, default=55.0, help="wall time after which training is cut short")
     parser.add_argument("--steps", type=int, default=6000, help="length of the schedule")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--warmup", type=int, default=200)
     parser.add_argument("--weight-decay", type=float, default=0.0, help="decoupled (AdamW)")
     parser.add_argument("--l2", type=float, default=2e-5, help="added to the gradient of the bound per observation")
-    parser.add_argument("--annealing", type=int, default=2000, help="steps until the weight of the KL is 1")
+    parser.add_argument("--annealing", type=int, default=1500, help="steps until the weight of the KL is 1")
     parser.add_argument("--annealing-start", type=float, default=0.2)
     parser.add_argument("--decay", type=float, default=0.998, help="of the average of weights, a step")
-    parser.add_argument("--hiding", type=float, default=0.2, help="share of entries hidden from the guide in training")
-    parser.add_argument("--state", type=int, default=48)
+    parser.add_argument("--hiding", type=float, default=0.1, help="share of entries hidden from the guide in training")
+    parser.add_argument("--state", type=int, default=64)
     parser.add_argument("--transition", type=int, default=128)
     parser.add_argument("--emission", type=int, default=100)
-    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--hidden", type=int, default=200)
     parser.add_argument("--cell", default="gru")
     parser.add_argument("--direction", default="future")
     parser.add_argument("--iwae", type=int, default=0, help="particles of the training objective; 0 is the plain bound")
     parser.add_argument("--every", type=int, default=100, help="steps between evaluations of the validation split")
     parser.add_argument("--test", action="store_true", help="read the test split")
-    parser.add_argument("--samples", type=int, default=2000, help="importance samples on the test split")
+    parser.add_argument("--samples", type=int, default=1000, help="importance samples on the test split")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
-
-
-def start_at_marginals(model: ssm.StateSpaceModel, train: ssm.TimeSeries) -> None:
-    """Let the emission begin with each note's share of the training steps: Adam takes thousands of steps to it."""
-    played = (train.values.sum((0, 1)) / train.mask.sum((0, 1))).clamp(1e-4, 0.5)
-    with torch.no_grad():
-        model.emission.network.layers[-1].bias.copy_(played.logit())
 
 
 def build(args: argparse.Namespace) -> tuple[ssm.StateSpaceModel, HidingGuide]:
@@ -192,7 +189,6 @@ def main() -> None:
     torch.manual_seed(args.seed)
     train, valid = (polyphonic("jsb", split).to(device=args.device) for split in ("train", "valid"))
     model, guide = build(args)
-    start_at_marginals(model, train)
     average = Average(model, guide, args.decay, valid, args.every)
     started = time.monotonic()
 

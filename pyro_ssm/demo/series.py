@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ssm.data import TimeSeries, load
+from pyro_ssm.data import TimeSeries, load, stochastic_volatility
 
-__all__ = ["Task", "atmospheric_co2", "seasonal_inputs", "sunspots"]
+__all__ = ["Task", "atmospheric_co2", "returns", "seasonal_inputs", "sunspots"]
 
 
 class Task(NamedTuple):
@@ -162,4 +162,28 @@ def sunspots(split: str = "1949-01-01", hidden: float = 0.1) -> Task:
     return _task(
         data.hide(where), split, degree=0, name="Sunspots", label="sunspot number", step="year", season=11, window=44,
         stride=1, anchored=False,
+    )  # fmt: skip
+
+
+def returns(split: str = "2004-05-19", hidden: float = 0.1) -> Task:
+    """Returns whose volatility wanders (a simulation), one each day for 2000 days; the last 400 are held out.
+
+    .. math:: h_{k+1} = -1 + 0.95 (h_k + 1) + 0.4\\, \\epsilon_k, \\qquad y_k \\sim N(0, e^{h_k})
+
+    The mean is known to be 0 and only the spread can be forecast, which no linear-Gaussian model can do: nonlinearity
+    pays here by construction. There is no season; a forecast covers five days. A share of the entries before ``split``
+    is hidden at random.
+
+    >>> from pyro_ssm.demo.series import returns
+    >>> returns().num_training
+    1600
+    """
+    simulated = stochastic_volatility(1, 2000, volatility=0.4, generator=0)[0].series(0)
+    dates = np.datetime64("2000-01-01") + np.arange(2000)
+    data = simulated.replace(coords={"time": dates, "obs": ["return"]})
+    past = torch.from_numpy(dates < np.datetime64(split)).unsqueeze(-1)
+    where = (torch.rand(data.values.shape, generator=torch.Generator().manual_seed(0)) < hidden) & past
+    return _task(
+        data.hide(where), split, degree=0, name="Returns with a wandering volatility (simulated)", label="return",
+        step="day", season=5, window=60, stride=5, anchored=False,
     )  # fmt: skip

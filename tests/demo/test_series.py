@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ssm.demo import atmospheric_co2, seasonal_inputs, sunspots
+from pyro_ssm.demo import atmospheric_co2, returns, seasonal_inputs, sunspots
 
 
-@pytest.fixture(params=[atmospheric_co2, sunspots], ids=["co2", "sunspots"])
+@pytest.fixture(params=[atmospheric_co2, sunspots, returns], ids=["co2", "sunspots", "returns"])
 def make(request):
     return request.param
 
