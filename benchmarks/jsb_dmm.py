@@ -9,9 +9,9 @@ weights on the validation split, and the test split is read only with ``--test``
     python benchmarks/jsb_dmm.py --test              # the chosen settings, and the numbers on the test split
     python benchmarks/jsb_dmm.py --device cuda --test
 
-Two settings were tried. With these defaults the bound of the validation split was still rising when the schedule ended;
-with the emission's output bias started at the notes' shares, twice the learning rate and a quarter of the annealing, the
-guide collapsed onto the prior (bound 11.06, that of independent notes).
+Two settings were tried. With these defaults the bound of the validation split was still rising when the schedule
+ended; with the emission's output bias started at the notes' shares, twice the learning rate and a third of the
+annealing, the guide collapsed onto the prior (bound 11.06, that of independent notes).
 
 ``--steps`` is the length of the learning-rate schedule; ``--minutes`` cuts a fit short, and the result says so.
 """

@@ -86,8 +86,8 @@ def _run(folder: Path, quick: bool, seed: int, progress: bool, tasks: Sequence[T
     results, found = [], []
     for task in tasks:
         print(
-            f"\n{task.name}: {task.data.num_times} steps, one every {task.step}, {int((~task.data.mask).sum())} missing; "
-            f"trained on the first {task.num_training},\n"
+            f"\n{task.name}: {task.data.num_times} steps, one every {task.step}, "
+            f"{int((~task.data.mask).sum())} missing; trained on the first {task.num_training},\n"
             f"{len(task.origins())} forecasts of {task.season} steps in the rest"
         )
         outcomes = [
