@@ -75,7 +75,7 @@ def main() -> None:
             schedule=warmup_cosine(args.steps, warmup=100),
             progress=False,
         )
-        found = {name: float(getattr(made.transition.function, name)) for name in TRUTH}
+        found = {name: float(getattr(made.transition.function, name).detach()) for name in TRUTH}
         runs.append({**found, "seconds": fitted.seconds})
         print(runs[-1], flush=True)
     RESULTS.mkdir(exist_ok=True)

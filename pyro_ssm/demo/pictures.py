@@ -132,7 +132,7 @@ def _mark_missing(ax: Any, task: Task, shown: slice) -> None:
 
 def _finish(ax: Any, task: Task) -> None:
     ax.set_ylabel(task.label)
-    ax.set_xlabel("year")
+    ax.set_xlabel("date")
     ax.margins(x=0.01)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(fontsize=8, ncols=4, loc="upper left", frameon=False)
