@@ -11,6 +11,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    torch.set_num_threads(1)  # tensors are small here: a second thread costs more than it gives
     if config.getoption("--jaxtyping"):
         from jaxtyping import install_import_hook
 
