@@ -13,7 +13,7 @@ from pyro_ssm.distributions.moments import gaussian_moments
 
 __all__ = ["System", "linear_gaussian_system"]
 
-INSTEAD = "a particle filter, or SVI with a guide"
+INSTEAD = "SVI with a guide (infer.fit)"
 
 
 class System(NamedTuple):
