@@ -422,7 +422,7 @@ def test_what_is_not_linear_gaussian_is_refused_with_the_way_out():
     remembering = SimpleNamespace(
         initial=model.initial, transition=model.transition, emission=model.emission, memory=Recall()
     )
-    with pytest.raises(TypeError, match=r"memory \(Recall\) follows the path.*particle filter"):
+    with pytest.raises(TypeError, match=r"memory \(Recall\) follows the path.*SVI with a guide"):
         kalman_filter(remembering, data)
     with pytest.raises(ValueError, match="`data` has no values"):
         kalman_filter(model, data.without_values())
