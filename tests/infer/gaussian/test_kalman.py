@@ -415,7 +415,7 @@ def test_what_is_not_linear_gaussian_is_refused_with_the_way_out():
 
     model, data = random_model(), random_data()
     counted = StateSpaceModel(model.initial, model.transition, Count())
-    with pytest.raises(TypeError, match="kalman_filter needs a component that is AffineGaussian, got Count.*particle"):
+    with pytest.raises(TypeError, match="kalman_filter needs a component that is AffineGaussian, got Count.*SVI"):
         kalman_filter(counted, data)
     with pytest.raises(TypeError, match="kalman_smoother needs"):
         kalman_smoother(counted, data)
