@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -188,7 +187,3 @@ def _rotations(period: int) -> Tensor:
 
 def _since(start: float) -> float:
     return time.perf_counter() - start
-
-
-#: the models of the table, in its order
-MODELS: tuple[Callable[..., Outcome], ...] = (deep, linear, seasonal_naive)
