@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
 
@@ -31,10 +32,15 @@ class Batches:
     Epoch ``e`` visits the series in ``torch.randperm(len(data))`` drawn from a generator with seed ``seed + e``; the
     last mini-batch of an epoch may be smaller. Without a batch size every step sees all data.
 
+    With ``by_length`` the series of an epoch are sorted by length (in random order among equals), cut, and the
+    mini-batches shuffled: less padding is computed. Each series is still seen once an epoch, and which mini-batch is
+    the smaller one is drawn anew.
+
     Args:
         data: what model and guide take; with ``batch_size`` a ``TimeSeries`` with a batch dim.
         batch_size: series per step, None for all.
         seed: of the order.
+        by_length: series of like length together.
 
     Raises:
         TypeError: ``batch_size`` is given and the data cannot be cut.
@@ -45,11 +51,12 @@ class Batches:
     [1, 2, 3]
     """
 
-    def __init__(self, data: Any, batch_size: int | None, seed: int) -> None:
+    def __init__(self, data: Any, batch_size: int | None, seed: int, by_length: bool = False) -> None:
         self.data, self.seed = data, seed
-        self.batch_size = batch_size
+        self.batch_size, self.by_length = batch_size, by_length
         self.per_epoch = 1
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+        self._epoch = -1
+        self._parts: tuple[Tensor, ...] = ()
         if batch_size is None:
             return
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -71,7 +78,18 @@ class Batches:
             return self.data
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed + epoch)
-            self._epoch, self._order = epoch, torch.randperm(len(self.data), generator=generator)
+            self._epoch, self._parts = epoch, self._cut(torch.Generator().manual_seed(self.seed + epoch))
         # steps that are padding in every series of the mini-batch cost time and add exactly 0
-        return self.data.minibatch(self._order[place * self.batch_size : (place + 1) * self.batch_size]).trim()
+        return self.data.minibatch(self._parts[place]).trim()
+
+    def _cut(self, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The positions of each mini-batch of one epoch."""
+        size = self.batch_size or len(self.data)
+        order = torch.randperm(len(self.data), generator=generator)
+        if not self.by_length or self.data.lengths is None:
+            return order.split(size)
+        order = order[self.data.lengths.cpu()[order].argsort(stable=True)]
+        full, rest = divmod(len(order), size)
+        sizes = torch.tensor([size] * full + [rest] * (rest > 0))
+        parts = order.split(sizes[torch.randperm(len(sizes), generator=generator)].tolist())
+        return tuple(parts[i] for i in torch.randperm(len(parts), generator=generator).tolist())

@@ -78,6 +78,7 @@ def fit(
     num_steps: int | None = None,
     num_epochs: int | None = None,
     batch_size: int | None = None,
+    by_length: bool = False,
     schedule: Callable[..., Any] | None = None,
     clip_norm: float | None = 10.0,
     annealing: Callable[[int], float] | None = None,
@@ -115,6 +116,7 @@ def fit(
         num_steps: optimiser steps; give this or ``num_epochs``.
         num_epochs: passes over the series.
         batch_size: series per step, drawn without replacement in each epoch; default all.
+        by_length: mini-batches of series of like length, so that less padding is computed.
         schedule: a function ``step -> factor`` of the learning rate (:func:`~pyro_ssm.infer.warmup_cosine`), or a
             factory whose first argument is called ``optimizer`` and that returns a torch scheduler, stepped once a
             step.
@@ -163,7 +165,7 @@ def fit(
         raise TypeError(f"`loss` must be a Pyro ELBO object, got {loss!r}; for instance pyro.infer.Trace_ELBO()")
     guide = EmptyGuide() if guide is None else guide
     batch_seed, validation_seed = torch.randint(2**62, (2,)).tolist()
-    batches = Batches(data, batch_size, batch_seed)
+    batches = Batches(data, batch_size, batch_seed, by_length)
     if validate_every is None:
         validate_every = batches.per_epoch if batch_size is not None else 100
     total = _number_of_steps(num_steps, num_epochs, batches.per_epoch)

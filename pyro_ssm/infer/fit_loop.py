@@ -194,6 +194,7 @@ class FitLoop:
             "clip_norm": self.clip_norm,
             "annealing": self.annealing is not None,
             "batch_size": self.batches.batch_size,
+            "by_length": self.batches.by_length,
             "batches per epoch": self.batches.per_epoch,
             "observations": self.num_observations,
             "validation": None if self.validation is None else observation_count(self.validation),
