@@ -75,6 +75,7 @@ class Average:
             self.best_step = step
             self.best = {name: x.clone() for name, x in self.averaged.module.state_dict().items()}
         self.curve.append((step, seconds, bound))
+        print(f"step {step}, {seconds / 60:.1f} min, validation {-bound:.3f}", flush=True)
 
     def restore(self) -> None:
         """Put the best averaged weights into model and guide, ready for evaluation."""
