@@ -62,7 +62,9 @@ def steps_of(parts: tuple[Tensor, Tensor, Tensor], wanted: int | None, name: str
     if wanted is not None:
         sizes |= {wanted} - ({1} if sizes else set())
     if len(sizes) > 1:
-        raise ValueError(f"the time sizes of `{name}` do not agree (with each other or with `num_times`): {sorted(sizes)}")
+        raise ValueError(
+            f"the time sizes of `{name}` do not agree (with each other or with `num_times`): {sorted(sizes)}"
+        )
     return sizes.pop() if sizes else 1
 
 
@@ -194,7 +196,10 @@ class LinearGaussianPath(TorchDistribution):
         """The law of every state, and lag-one covariances."""
         F, b, Q = self.transition
         moves = self.event_shape[0] - 1
-        F, b, Q = (part.expand(part.shape[:-e] + (moves,) + part.shape[part.dim() - e + 1 :]) for part, e in ((F, 3), (b, 2), (Q, 3)))
+        F, b, Q = (
+            part.expand(part.shape[:-e] + (moves,) + part.shape[part.dim() - e + 1 :])
+            for part, e in ((F, 3), (b, 2), (Q, 3))
+        )
         mean, root = affine_laws(F, b, Q, self.initial_mean, self.initial_scale_tril)
         before = root[..., :-1, :, :]
         lag = before @ before.mT @ F.mT
@@ -246,7 +251,7 @@ def _kl_paths(p: LinearGaussianPath, q: LinearGaussianPath) -> Tensor:
     root = q._regular().scale_tril
     moved = _expected(root, p._regular().scale_tril, matvec(F, m) + b) + _half_square(root, F @ L)
     volumes = (q._log_volumes() - p._log_volumes()).sum(-1)
-    return first + moved.sum(-1) + volumes - 0.5 * n * p._num_real()
+    return first + moved.sum(-1) + volumes - 0.5 * n * p.event_shape[0]  # a padded step adds n / 2 - n / 2
 
 
 def _expected(root: Tensor, factor: Tensor, shift: Tensor) -> Tensor:

@@ -116,7 +116,9 @@ class LinearGaussianSSM(TorchDistribution):
             :class:`~pyro_ssm.ops.kalman.FilterSteps`, leading dims broadcast.
         """
         if value.shape[-2:] != self.event_shape:
-            raise ValueError(f"`value` has shape {tuple(value.shape)}, but (..., {', '.join(map(str, self.event_shape))}) is wanted")
+            raise ValueError(
+                f"`value` has shape {tuple(value.shape)}, but (..., {', '.join(map(str, self.event_shape))}) is wanted"
+            )
         mask = torch.ones_like(value, dtype=torch.bool) if self.mask_observed is None else self.mask_observed
         path = self.path
         return kalman_filter_reference(

@@ -107,7 +107,9 @@ def test_a_network_of_noise_is_learned_and_padding_changes_no_gradient():
     data = random_data((2,), own_times=True, lengths=torch.tensor([6, 3]))
     weight = built.emission.noise.function.layer.weight
     (whole,) = torch.autograd.grad(kalman_filter(built, data).log_likelihood.sum(), weight)
-    parts = [torch.autograd.grad(kalman_filter(built, data.series(i)).log_likelihood.sum(), weight)[0] for i in range(2)]
+    parts = [
+        torch.autograd.grad(kalman_filter(built, data.series(i)).log_likelihood.sum(), weight)[0] for i in range(2)
+    ]
     torch.testing.assert_close(whole, parts[0] + parts[1])
 
 

@@ -79,7 +79,9 @@ def forecast(model: Any, data: TimeSeries, times: Any, *, inputs: Any = None, me
     length = data.lengths if data.lengths is not None else torch.tensor(data.num_times, device=data.device)
     new = longer.num_times - int(length.max())
     at = length.unsqueeze(-1) + torch.arange(new, device=data.device)  # (H,) or (*batch, H)
-    mean, root = (_pick(part, at, event) for part, event in ((filtered.predicted_mean, 1), (filtered.predicted_scale_tril, 2)))
+    mean, root = (
+        _pick(part, at, event) for part, event in ((filtered.predicted_mean, 1), (filtered.predicted_scale_tril, 2))
+    )
     if isinstance(filtered, DiffuseFiltered) and bool(_pick(filtered.predicted_diffuse, at, 2).any()):
         raise ValueError(
             "forecast: the observations do not determine the diffuse start, so variances are infinite. Give the model a "
