@@ -79,8 +79,8 @@ class LinearGaussianPath(TorchDistribution):
     Args:
         mean: ``(*batch, n)``; scale_tril: ``(*batch, n, n)`` lower triangular, of the first state.
         transition: ``matrix`` F ``(*batch, time - 1, n, n)``, ``offset`` b ``(*batch, time - 1, n)`` and ``scale_tril``
-            Q ``(*batch, time - 1, n, n)`` lower triangular, acting on columns; a time axis of 1, or none, stands for all
-            moves.
+            Q ``(*batch, time - 1, n, n)`` lower triangular, acting on columns; a time axis of 1, or none, stands for
+            all moves.
         num_times: wanted where no part of ``transition`` varies in time.
         step_mask: bool ``(*batch, time)``, False on padding, which repeats the last state and adds exactly 0.
 

@@ -107,10 +107,10 @@ class NoiseFunction(KnownNoise):
     .. math:: y_k = C z_k + d + R(t_k, u_k)\\, \\varepsilon_k
 
     Args:
-        function: ``(time, inputs) -> root``, with ``time`` ``(..., time)`` float64 and ``inputs`` ``(..., time, input)``
-            or None; standard deviations ``(..., time, obs)``, or with ``correlated`` lower triangular factors
-            ``(..., time, obs, obs)``. Dims of 1 broadcast, leading dims may be left out. A module's parameters are
-            learned with the model's.
+        function: ``(time, inputs) -> root``, with ``time`` ``(..., time)`` float64 and ``inputs`` ``(..., time,
+            input)`` or None; standard deviations ``(..., time, obs)``, or with ``correlated`` lower triangular factors
+            ``(..., time, obs, obs)``. Leading dims may be left out, and a time axis of 1 stands for all times. A
+            module's parameters are learned with the model's.
         correlated: which of the two it returns.
         plus_learned: whether the emission's own learnable noise comes on top.
 

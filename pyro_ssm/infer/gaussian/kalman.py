@@ -86,11 +86,11 @@ def kalman_filter(model: Any, data: TimeSeries, *, method: str = "auto") -> Kalm
     _, system = linear_gaussian_system(model, data, "kalman_filter")
     filtering = _run(system, method, "kalman_filter")
     lead = filtering.steps.log_likelihood.shape[:-1]
-    parts = [_expand(part, lead, event) for part, event in zip(filtering.steps, (1, 2, 3, 2, 3), strict=True)]
+    parts = (_expand(part, lead, event) for part, event in zip(filtering.steps, (1, 2, 3, 2, 3), strict=True))
+    result = KalmanFiltered(*parts)
     if filtering.phase is None:
-        return KalmanFiltered(*parts)
-    filtered, predicted = filtering.diffuse(system.values.dtype)
-    return DiffuseFiltered(*parts, filtered_diffuse=filtered, predicted_diffuse=predicted)
+        return result
+    return DiffuseFiltered(*result, *filtering.diffuse(system.values.dtype))
 
 
 def kalman_smoother(model: Any, data: TimeSeries, *, method: str = "auto") -> KalmanSmoothed:
