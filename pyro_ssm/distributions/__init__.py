@@ -1,9 +1,21 @@
 """Laws over whole paths and records; masked observations."""
 
 from pyro_ssm.distributions.history import History
+from pyro_ssm.distributions.linear_gaussian_path import LinearGaussianPath, PathMarginals
+from pyro_ssm.distributions.linear_gaussian_ssm import LinearGaussianSSM
 from pyro_ssm.distributions.markov_path import MarkovPath
 from pyro_ssm.distributions.masked import MaskedLaw, masked
 from pyro_ssm.distributions.moments import gaussian_moments
 from pyro_ssm.distributions.observations import Observations
 
-__all__ = ["History", "MarkovPath", "MaskedLaw", "Observations", "gaussian_moments", "masked"]
+__all__ = [
+    "History",
+    "LinearGaussianPath",
+    "LinearGaussianSSM",
+    "MarkovPath",
+    "MaskedLaw",
+    "Observations",
+    "PathMarginals",
+    "gaussian_moments",
+    "masked",
+]
