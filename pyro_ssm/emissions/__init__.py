@@ -5,5 +5,22 @@ from pyro_ssm.emissions.categorical import Categorical
 from pyro_ssm.emissions.continuous import Normal, StudentT
 from pyro_ssm.emissions.count import NegativeBinomial, Poisson
 from pyro_ssm.emissions.linear import LinearNormal
+from pyro_ssm.emissions.switching import SwitchingLinear
+from pyro_ssm.emissions.table import ByState, CategoricalTable, NormalTable, PoissonTable, StateTable, StudentTTable
 
-__all__ = ["Bernoulli", "Categorical", "LinearNormal", "NegativeBinomial", "Normal", "Poisson", "StudentT"]
+__all__ = [
+    "Bernoulli",
+    "ByState",
+    "Categorical",
+    "CategoricalTable",
+    "LinearNormal",
+    "NegativeBinomial",
+    "Normal",
+    "NormalTable",
+    "Poisson",
+    "PoissonTable",
+    "StateTable",
+    "StudentT",
+    "StudentTTable",
+    "SwitchingLinear",
+]

@@ -2,6 +2,15 @@
 
 from pyro_ssm.infer.annealing import kl_annealing, linear_annealing, warmup_cosine
 from pyro_ssm.infer.diagnose import FitError
+from pyro_ssm.infer.discrete import (
+    BestPath,
+    HMMFiltered,
+    HMMSmoothed,
+    hmm_filter,
+    hmm_smoother,
+    sample_posterior_states,
+    viterbi,
+)
 from pyro_ssm.infer.elbo import IWAE, FreeBits
 from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.fit import FitResult, fit
