@@ -1,5 +1,6 @@
 """Exact and approximate inference with finite states: hidden Markov, semi-Markov and switching models."""
 
+from pyro_ssm.infer.discrete.baum_welch import BaumWelchResult, baum_welch
 from pyro_ssm.infer.discrete.enumerate_regimes import RegimeEnumeration, enumerate_regimes
 from pyro_ssm.infer.discrete.hmm import (
     BestPath,
@@ -11,6 +12,15 @@ from pyro_ssm.infer.discrete.hmm import (
     viterbi,
 )
 from pyro_ssm.infer.discrete.regime_step import RegimeCarry, regime_log_probs, regime_start, regime_step
+from pyro_ssm.infer.discrete.semi_markov import (
+    HSMMFiltered,
+    HSMMSmoothed,
+    SegmentPath,
+    hsmm_filter,
+    hsmm_smoother,
+    hsmm_viterbi,
+    sample_posterior_segments,
+)
 from pyro_ssm.infer.discrete.switching import (
     SwitchingFiltered,
     SwitchingSmoothed,
@@ -21,24 +31,33 @@ from pyro_ssm.infer.discrete.switching import (
 from pyro_ssm.infer.discrete.switching_system import SwitchingStep, SwitchingSystem, switching_system
 
 __all__ = [
+    "BaumWelchResult",
     "BestPath",
     "HMMFiltered",
     "HMMSmoothed",
+    "HSMMFiltered",
+    "HSMMSmoothed",
     "RegimeCarry",
     "RegimeEnumeration",
+    "SegmentPath",
     "SwitchingFiltered",
     "SwitchingSmoothed",
     "SwitchingStep",
     "SwitchingSystem",
+    "baum_welch",
     "enumerate_regimes",
     "hmm_filter",
     "hmm_smoother",
+    "hsmm_filter",
+    "hsmm_smoother",
+    "hsmm_viterbi",
     "imm_filter",
     "kim_filter",
     "kim_smoother",
     "regime_log_probs",
     "regime_start",
     "regime_step",
+    "sample_posterior_segments",
     "sample_posterior_states",
     "switching_system",
     "viterbi",

@@ -163,7 +163,7 @@ def collapse(log_weights: Tensor, mean: Tensor, scale_tril: Tensor) -> tuple[Ten
     >>> import torch
     >>> from pyro_ssm.infer.discrete.regime_step import collapse
     >>> collapse(torch.tensor([0.5, 0.5]).log(), torch.tensor([[-1.0], [1.0]]), torch.zeros(2, 1, 1))
-    (tensor([0.]), tensor([[1.]]))
+    (tensor([0.]), tensor([[1.0000]]))
     """
     w = log_weights.exp()
     m = (w.unsqueeze(-1) * mean).sum(-2)
