@@ -123,9 +123,7 @@ class MarkovPath(TorchDistribution):
         num_times, state_dim = self.event_shape
         path = MarkovPath.__new__(MarkovPath)
         shape = torch.Size(batch_shape)
-        path._set(
-            self._step, num_times, state_dim, self._history, self._step_mask, shape, self._draw, self._discrete
-        )
+        path._set(self._step, num_times, state_dim, self._history, self._step_mask, shape, self._draw, self._discrete)
         return path
 
     @property

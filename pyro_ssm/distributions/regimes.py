@@ -50,7 +50,9 @@ class RegimeNormal(TorchDistribution):
         batch = torch.Size(batch_shape)
         K, n = self.loc.shape[-2:]
         return RegimeNormal(
-            self.log_weights.expand(batch + (K,)), self.loc.expand(batch + (K, n)), self.scale_tril.expand(batch + (K, n, n))
+            self.log_weights.expand(batch + (K,)),
+            self.loc.expand(batch + (K, n)),
+            self.scale_tril.expand(batch + (K, n, n)),
         )
 
     def _moments(self, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -96,9 +96,7 @@ class PoissonDuration(Duration):
 
     event_dims: ClassVar[Mapping[str, int]] = {"rate": 1}
 
-    def __init__(
-        self, num_states: int, max_duration: int, rate: float | Tensor = 4.0, floor: float = 1e-4
-    ) -> None:
+    def __init__(self, num_states: int, max_duration: int, rate: float | Tensor = 4.0, floor: float = 1e-4) -> None:
         super().__init__(num_states, max_duration)
         self.rate = positive_parameter("rate", rate, num_states, floor)
 

@@ -172,9 +172,9 @@ class _Filter(torch.autograd.Function):
         log_initial, log_matrix, log_emission, filtered = ctx.saved_tensors
         if torch.is_grad_enabled():
             args = (log_initial, log_matrix, log_emission)
-            return composite_backward(finite_filter_reference, args, ctx.needs_input_grad[:3], (g_terms, g_filtered)) + (
-                None,
-            )
+            return composite_backward(
+                finite_filter_reference, args, ctx.needs_input_grad[:3], (g_terms, g_filtered)
+            ) + (None,)
         # x_k, the adjoint of a_k, obeys x_k = W_{k+1} x_{k+1} + e_k with the kernels W of the smoother, since the
         # entries of x_{k+1} sum to g_{k+1}: for equal g_k it is the smoother itself.
         later = torch.cat([g_terms[..., 1:], torch.zeros_like(g_terms[..., :1])], -1)

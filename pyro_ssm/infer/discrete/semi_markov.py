@@ -149,9 +149,7 @@ def hsmm_viterbi(model: Any, data: TimeSeries) -> SegmentPath:
     return SegmentPath(path[..., 0], path[..., 1], log_prob)
 
 
-def sample_posterior_segments(
-    model: Any, data: TimeSeries, sample_shape: torch.Size | tuple[int, ...] = ()
-) -> Tensor:
+def sample_posterior_segments(model: Any, data: TimeSeries, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
     """Draws of the whole path given all data: filter forwards, sample backwards.
 
     Arguments, missing entries, padding and errors as :func:`hsmm_filter`. Draws come from torch's global generator and

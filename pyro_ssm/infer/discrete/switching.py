@@ -159,9 +159,7 @@ def _over(condition: Tensor, like: Tensor) -> Tensor:
     return condition.reshape(condition.shape + (1,) * (like.dim() - condition.dim()))
 
 
-def _update(
-    log_weights: Tensor, mean: Tensor, root: Tensor, step: SwitchingStep
-) -> tuple[Tensor, Tensor, Tensor]:
+def _update(log_weights: Tensor, mean: Tensor, root: Tensor, step: SwitchingStep) -> tuple[Tensor, Tensor, Tensor]:
     """Condition the Gaussian of each regime, ``(*lead, K, n)``, on what is seen."""
     if step.emission is None:
         return log_weights, mean, root
@@ -200,7 +198,9 @@ def _imm_move(belief: _Belief, log_matrix: Tensor, step: SwitchingStep) -> tuple
 
 def _collapse_over(log_weights: Tensor, mean: Tensor, root: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Collapse along a dim of the pairs ``(*lead, i, j)``; what has no weight at all gets equal weights."""
-    log_weights, mean, root = (x.movedim(dim - event, -1 - event) for x, event in zip((log_weights, mean, root), (0, 1, 2)))
+    log_weights, mean, root = (
+        x.movedim(dim - event, -1 - event) for x, event in zip((log_weights, mean, root), (0, 1, 2))
+    )
     none = (log_weights == -torch.inf).all(-1, keepdim=True)
     equal = torch.full_like(log_weights, 1 / log_weights.shape[-1]).log()
     return collapse(torch.where(none, equal, log_weights), mean, root)

@@ -91,7 +91,9 @@ def test_it_finds_the_parameters_of_a_simulated_chain():
     model = ssm.StateSpaceModel(ssm.dynamics.CategoricalInitial(2), ssm.dynamics.MarkovChain(2), start).double()
     result = baum_welch(model, TimeSeries(torch.arange(300.0), y.detach().double()))
     assert result.converged
-    torch.testing.assert_close(result.model.emission.loc.squeeze(), torch.tensor([-2.0, 2.0]).double(), atol=0.08, rtol=0)
+    torch.testing.assert_close(
+        result.model.emission.loc.squeeze(), torch.tensor([-2.0, 2.0]).double(), atol=0.08, rtol=0
+    )
     torch.testing.assert_close(result.model.transition.matrix, true.transition.matrix, atol=0.02, rtol=0)
 
 

@@ -66,9 +66,7 @@ class Segmentations:
         grow([], [], [], zero)
         self.terms = torch.stack(terms)
         self.weights = self.terms.softmax(0)
-        self.paths, self.starts, self.remaining = (
-            torch.tensor(x) for x in (self.paths, self.starts, self.remaining)
-        )
+        self.paths, self.starts, self.remaining = (torch.tensor(x) for x in (self.paths, self.starts, self.remaining))
 
 
 def close(one, other, tolerance=1e-9):
@@ -176,9 +174,7 @@ def test_marginal_simulates_and_errors_name_the_way_out():
     assert marginal(data.without_values()).shape == (2, 5, 2)
     with pytest.raises(TypeError, match="hmm_filter needs a component that is FiniteState"):
         hmm_filter(model, data)
-    chain = StateSpaceModel(
-        ssm.dynamics.CategoricalInitial(2), ssm.dynamics.MarkovChain(2), normal_emission(2)
-    )
+    chain = StateSpaceModel(ssm.dynamics.CategoricalInitial(2), ssm.dynamics.MarkovChain(2), normal_emission(2))
     with pytest.raises(TypeError, match="hsmm_filter needs a semi-Markov model, got initial CategoricalInitial"):
         hsmm_filter(chain, data)
     with pytest.raises(TypeError, match="must be a Duration"):

@@ -121,7 +121,10 @@ def test_one_regime_is_the_kalman_filter_and_smoother():
     close(result.probs, torch.ones_like(result.probs))
     exact = enumerate_regimes(model, data)
     close(exact.mean, smoothed.mean)
-    close(exact.filtered_scale_tril @ exact.filtered_scale_tril.mT, wanted.filtered_scale_tril @ wanted.filtered_scale_tril.mT)
+    close(
+        exact.filtered_scale_tril @ exact.filtered_scale_tril.mT,
+        wanted.filtered_scale_tril @ wanted.filtered_scale_tril.mT,
+    )
 
 
 def test_kim_is_exact_for_two_steps_and_imm_for_one():
@@ -171,7 +174,9 @@ def test_batch_ragged_and_draws_are_a_loop(method, recurrent):
                 close(got, part)
             for name in ("mean", "log_likelihood"):
                 tail = getattr(whole, name)[s][i][length:]
-                kept = torch.zeros_like(tail) if name == "log_likelihood" else whole.mean[s][i][length - 1].expand_as(tail)
+                kept = (
+                    torch.zeros_like(tail) if name == "log_likelihood" else whole.mean[s][i][length - 1].expand_as(tail)
+                )
                 close(tail, kept)
 
 
