@@ -29,7 +29,8 @@ def regime_list(regimes: Sequence[Component], kind: type, capability: type) -> A
         sizes = {getattr(part, size, None) for part in regimes}
         if len(sizes) > 1:
             raise ValueError(f"all `regimes` must have one {size}, got {sorted(sizes)}")
-    return PyroModule[nn.ModuleList](regimes)
+    registered: Any = PyroModule[nn.ModuleList]
+    return registered(regimes)
 
 
 def stack_regimes(parts: Sequence[Tensor], event_dims: int) -> Tensor:

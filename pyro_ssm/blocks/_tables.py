@@ -9,7 +9,17 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["log_of_probability", "pick", "simplex_parameter", "state_index", "table_of"]
+from pyro_ssm.blocks.parameters import CholeskyAbove, SoftplusAbove
+
+__all__ = [
+    "cholesky_table",
+    "log_of_probability",
+    "pick",
+    "positive_table",
+    "simplex_parameter",
+    "state_index",
+    "table_of",
+]
 
 
 def state_index(state: Tensor) -> Tensor:
@@ -42,6 +52,24 @@ def table_of(name: str, init: Any, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(
             f"`{name}` must broadcast to shape {shape} (states first), got shape {tuple(value.shape)}"
         ) from None
+
+
+def positive_table(name: str, init: Any, shape: tuple[int, ...], floor: float) -> Any:
+    """A learnable table above ``floor``."""
+    value = _above(name, table_of(name, init, shape), floor)
+    return PyroParam(value, constraint=SoftplusAbove(floor), event_dim=len(shape))
+
+
+def cholesky_table(name: str, init: Any, shape: tuple[int, ...], floor: float) -> Any:
+    """Learnable lower triangular factors ``(*shape, shape[-1])``, from their diagonals, which stay above ``floor``."""
+    value = _above(name, table_of(name, init, shape), floor)
+    return PyroParam(torch.diag_embed(value), constraint=CholeskyAbove(floor), event_dim=len(shape) + 1)
+
+
+def _above(name: str, value: Tensor, floor: float) -> Tensor:
+    if not bool((value > floor).all()):
+        raise ValueError(f"`{name}` must lie above its floor {floor}, got {value.tolist()}")
+    return value
 
 
 def simplex_parameter(name: str, value: Tensor) -> Any:

@@ -139,7 +139,7 @@ class MarkovPath(TorchDistribution):
         if self._discrete:
             raise ValueError(
                 "the state holds an index (a finite state or a regime), so NUTS and automatic guides cannot walk over "
-                'the explicit path "z". Integrate states out: infer.Marginal(model, filter=infer.hmm_filter) for finite '
+                'the explicit path "z". Integrate states out by infer.Marginal: filter=infer.hmm_filter for finite '
                 "states, filter=infer.kim_filter for switching models; or use particle filters"
             )
         if self._step_mask is not None and not bool(self._step_mask.all()):

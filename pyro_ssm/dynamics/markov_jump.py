@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from pyro.nn import PyroParam
 from torch import Tensor
 
 from pyro_ssm.blocks._checks import check_positive, check_size
 from pyro_ssm.blocks._conditioning import check_state
 from pyro_ssm.blocks._gaussian import with_time
-from pyro_ssm.blocks._tables import log_of_probability, pick, state_index, table_of
-from pyro_ssm.blocks.parameters import SoftplusAbove
+from pyro_ssm.blocks._tables import log_of_probability, pick, positive_table, state_index, table_of
 from pyro_ssm.components import FiniteState, Transition
 from pyro_ssm.distributions.codes import index_law
 
@@ -68,10 +66,8 @@ class MarkovJump(Transition, FiniteState):
             apart = apart & allowed
         self.register_buffer("allowed", apart)
         floor = check_positive("floor", floor)
-        value = torch.where(apart, table_of("rates", rates, (K, K)), torch.full((), 1.0))
-        if not bool((value > floor).all()):
-            raise ValueError(f"`rates` must lie above their floor {floor} where jumps are allowed, got {rates}")
-        self.rates = PyroParam(value, constraint=SoftplusAbove(floor), event_dim=2)
+        start = torch.where(apart, table_of("rates", rates, (K, K)), torch.full((), 1.0))
+        self.rates = positive_table("rates", start, (K, K), floor)
 
     def generator(self) -> Tensor:
         """The generator ``Q``, ``(..., K, K)``, rows sum to 0."""

@@ -7,14 +7,21 @@ from typing import Any, ClassVar
 
 import torch
 from pyro import distributions as dist
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ssm.blocks._checks import check_choice, check_positive, check_size
 from pyro_ssm.blocks._conditioning import check_state
 from pyro_ssm.blocks._gaussian import diagonal_normal
-from pyro_ssm.blocks._tables import log_of_probability, pick, simplex_parameter, state_index, table_of
-from pyro_ssm.blocks.parameters import CholeskyAbove, SoftplusAbove
+from pyro_ssm.blocks._tables import (
+    cholesky_table,
+    log_of_probability,
+    pick,
+    positive_table,
+    simplex_parameter,
+    state_index,
+    table_of,
+)
 from pyro_ssm.components import Emission
 from pyro_ssm.distributions.codes import CategoricalCodes
 
@@ -95,11 +102,10 @@ class NormalTable(StateTable):
         self.floor = check_positive("floor", floor)
         shape = (num_states, obs_dim)
         self.loc = nn.Parameter(torch.randn(shape) if loc is None else table_of("loc", loc, shape))
-        value = _above("scale", table_of("scale", scale, shape), floor)
         if covariance == "full":
-            self.scale_tril = PyroParam(torch.diag_embed(value), constraint=CholeskyAbove(floor), event_dim=3)
+            self.scale_tril = cholesky_table("scale", scale, shape, floor)
         else:
-            self.scale = PyroParam(value, constraint=SoftplusAbove(floor), event_dim=2)
+            self.scale = positive_table("scale", scale, shape, floor)
 
     def law(self, index: Tensor) -> Any:
         """:math:`N(m_j, L_j L_j^T)` at ``j = index``."""
@@ -150,10 +156,8 @@ class StudentTTable(StateTable):
         self.floor = check_positive("floor", floor)
         shape = (num_states, obs_dim)
         self.loc = nn.Parameter(torch.randn(shape) if loc is None else table_of("loc", loc, shape))
-        scale = _above("scale", table_of("scale", scale, shape), floor)
-        self.scale = PyroParam(scale, constraint=SoftplusAbove(floor), event_dim=2)
-        df = _above("df", table_of("df", df, shape), 2.0)
-        self.df = PyroParam(df, constraint=SoftplusAbove(2.0), event_dim=2)
+        self.scale = positive_table("scale", scale, shape, floor)
+        self.df = positive_table("df", df, shape, 2.0)
 
     def law(self, index: Tensor) -> Any:
         """The Student laws at ``index``."""
@@ -197,8 +201,7 @@ class PoissonTable(StateTable):
         super().__init__(num_states, obs_dim, state_dim)
         self.floor = check_positive("floor", floor)
         rate = torch.arange(1.0, num_states + 1) if rate is None else rate
-        value = _above("rate", table_of("rate", rate, (num_states, obs_dim)), floor)
-        self.rate = PyroParam(value, constraint=SoftplusAbove(floor), event_dim=2)
+        self.rate = positive_table("rate", rate, (num_states, obs_dim), floor)
 
     def law(self, index: Tensor) -> Any:
         """The Poisson laws at ``index``."""
@@ -288,9 +291,3 @@ class ByState(StateTable):
     def law(self, index: Tensor) -> Any:
         """``function(index)``."""
         return self.function(index)
-
-
-def _above(name: str, value: Tensor, floor: float) -> Tensor:
-    if not bool((value > floor).all()):
-        raise ValueError(f"`{name}` must lie above {floor}, got {value.tolist()}")
-    return value

@@ -84,7 +84,7 @@ def finite_filter_reference(log_initial: Tensor, log_matrix: Tensor, log_emissio
     """
     num = log_emission.shape[-2]
     matrices = log_matrix.unbind(-3) * (num - 1 if log_matrix.shape[-3] == 1 else 1)
-    terms, filtered = [], []
+    terms, filtered, f = [], [], log_initial
     for k, seen in enumerate(log_emission.unbind(-2)):
         predicted = log_initial if k == 0 else log_sum(f.unsqueeze(-1) + matrices[k - 1], -2)
         f, term = _normalise(predicted + seen)

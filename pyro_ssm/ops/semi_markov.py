@@ -73,9 +73,10 @@ def _forward(w: SemiMarkovWeights, reduce: Reduce) -> SemiMarkovSteps:
     lead = torch.broadcast_shapes(
         w.log_initial.shape[:-1], w.log_matrix.shape[:-2], w.log_duration.shape[:-2], w.log_emission.shape[:-2]
     )
+    f = w.log_initial.unsqueeze(-1) + w.log_duration
     for k, seen in enumerate(emission):
         if k == 0:
-            predicted = w.log_initial.unsqueeze(-1) + w.log_duration
+            predicted = f
         else:
             enter = reduce(f[..., 0].unsqueeze(-1) + w.log_matrix, -2)
             entered.append(enter)

@@ -61,9 +61,9 @@ def posterior_draws(
     ===========================  =============================================  ===================================
 
     Exact paths are drawn given each draw of the parameters by forward filtering and backward sampling
-    (``infer.sample_posterior``); they need affine-Gaussian laws, or finite states. Given draws are thinned evenly when fewer are
-    wanted, and used again (with fresh paths, where these are exact) when more are. Draws that are grouped by chain are
-    flattened.
+    (``infer.sample_posterior``); they need affine-Gaussian laws, or finite states. Given draws are thinned
+    evenly when fewer are wanted, and used again (with fresh paths, where these are exact) when more are. Draws that are
+    grouped by chain are flattened.
 
     Args:
         model: unbound, or bound when ``posterior`` is None.
@@ -178,8 +178,8 @@ class _Given(_Source):
         except TypeError as error:
             raise TypeError(
                 'the posterior has no draws of the path "z", and paths can be drawn exactly only from an '
-                f"affine-Gaussian or finite-state model without memory ({error}). Give a guide (infer.fit), or MCMC over the explicit "
-                'path, or draws of "z" from a particle smoother'
+                f"affine-Gaussian or finite-state model without memory ({error}). Give a guide (infer.fit), or MCMC "
+                'over the explicit path, or draws of "z" from a particle smoother'
             ) from error
 
 

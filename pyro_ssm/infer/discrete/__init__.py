@@ -29,6 +29,7 @@ from pyro_ssm.infer.discrete.switching import (
     kim_smoother,
 )
 from pyro_ssm.infer.discrete.switching_system import SwitchingStep, SwitchingSystem, switching_system
+from pyro_ssm.infer.discrete.variational import SwitchingEM, SwitchingPosterior, switching_em, switching_variational
 
 __all__ = [
     "BaumWelchResult",
@@ -40,7 +41,9 @@ __all__ = [
     "RegimeCarry",
     "RegimeEnumeration",
     "SegmentPath",
+    "SwitchingEM",
     "SwitchingFiltered",
+    "SwitchingPosterior",
     "SwitchingSmoothed",
     "SwitchingStep",
     "SwitchingSystem",
@@ -59,6 +62,8 @@ __all__ = [
     "regime_step",
     "sample_posterior_segments",
     "sample_posterior_states",
+    "switching_em",
     "switching_system",
+    "switching_variational",
     "viterbi",
 ]

@@ -86,7 +86,7 @@ def enumerate_regimes(model: Any, data: TimeSeries, max_paths: int = 100_000) ->
     index = paths.reshape(paths.shape[:1] + (1,) * len(system.lead) + (T,))  # (P, *1, time)
     prior = _path_log_prob(system, index)
     at = list(range(T)) if data.observed_index is None else data.observed_index.tolist()
-    transition = [pick(part, index[..., 1:], e) for part, e in zip(system.transition, (2, 1, 2))]
+    F, b, Q = (pick(part, index[..., 1:], e) for part, e in zip(system.transition, (2, 1, 2)))
     emission = [pick(part, index[..., at], e) for part, e in zip(system.emission, (2, 1, 2))]
     step_mask = data.step_mask if data.is_ragged else None
     steps = kalman_filter_reference(
@@ -94,7 +94,9 @@ def enumerate_regimes(model: Any, data: TimeSeries, max_paths: int = 100_000) ->
         system.mask,
         pick(system.mean, index[..., 0], 1),
         pick(system.scale_tril, index[..., 0], 2),
-        *transition,
+        F,
+        b,
+        Q,
         *emission,
         num_times=T,
         observed_index=None if data.observed_index is None else at,
@@ -104,7 +106,7 @@ def enumerate_regimes(model: Any, data: TimeSeries, max_paths: int = 100_000) ->
     lead = paths.shape[:1] + system.lead
     so_far = prior.unsqueeze(-1) + steps.log_likelihood.cumsum(-1).expand(lead + (T,))
     evidence = so_far.logsumexp(0)
-    smoothed = kalman_smoother_reference(steps, backward_conditionals(steps, *transition, step_mask=step_mask))
+    smoothed = kalman_smoother_reference(steps, backward_conditionals(steps, F, b, Q, step_mask))
 
     def moments(log_weights: Tensor, mean: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
         mean, root = mean.expand(lead + (T, n)), root.expand(lead + (T, n, n))

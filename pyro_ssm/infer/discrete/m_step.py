@@ -139,7 +139,8 @@ def _above(floor: float) -> float:
 
 def _normal_full(component: NormalTable, seen: Seen, free: set[str]) -> None:
     """Missing entries are latent too: their conditional means and covariances enter (Little and Rubin 2002, 11.2)."""
-    locs, roots = [], []
+    locs: list[Tensor] = []
+    roots: list[Tensor] = []
     eye = torch.eye(component.obs_dim, dtype=seen.values.dtype, device=seen.values.device)
     shown, told = seen.mask, seen.mask.any(-1)
     both = shown.unsqueeze(-1) & shown.unsqueeze(-2)

@@ -103,7 +103,8 @@ def regime_step(carry: RegimeCarry, new_regime: Tensor, step: SwitchingStep) -> 
     ...     ssm.emissions.SwitchingLinear([ssm.emissions.LinearNormal(1, 1)] * 2))
     >>> system = switching_system(model, ssm.TimeSeries(torch.arange(3.0), torch.zeros(3, 1)))
     >>> _, carry = regime_start(system, torch.tensor([0, 1, 1]))
-    >>> log_weight, carry = regime_step(carry, torch.arange(2).unsqueeze(-1), system.step(1))  # each particle, each regime
+    >>> each = torch.arange(2).unsqueeze(-1)      # each particle into each regime
+    >>> log_weight, carry = regime_step(carry, each, system.step(1))
     >>> log_weight.shape
     torch.Size([2, 3])
     """

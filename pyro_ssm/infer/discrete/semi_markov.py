@@ -182,9 +182,9 @@ def _weights(model: Any, data: TimeSeries, method: str) -> SemiMarkovWeights:
         part = getattr(model, name)
         if not isinstance(part, kind):
             raise TypeError(
-                f"{method} needs a semi-Markov model, got {name} {type(part).__name__.removeprefix('Bound')}. Build it "
-                f"with dynamics.{kind.__name__}; or use hmm_filter (finite states without durations), kalman_filter, or "
-                "a particle filter"
+                f"{method} needs a semi-Markov model, got {name} {type(part).__name__.removeprefix('Bound')}. "
+                f"Build it with dynamics.{kind.__name__}; or use hmm_filter (finite states without durations), "
+                "kalman_filter, or a particle filter"
             )
     check_observed(model, data, method)
     K = model.transition.num_states

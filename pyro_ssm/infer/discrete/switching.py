@@ -150,9 +150,10 @@ def _filter(system: SwitchingSystem, move: Any) -> tuple[SwitchingFiltered, Tens
         terms.append(term)
         origins.append(origin)
     log_weights, means, roots = (torch.stack(parts, -1 - event) for parts, event in zip(zip(*beliefs), (1, 2, 3)))
-    terms = torch.where(system.seen, torch.stack(terms, -1), torch.zeros((), dtype=means.dtype, device=means.device))
+    zero = torch.zeros((), dtype=means.dtype, device=means.device)
+    log_likelihood = torch.where(system.seen, torch.stack(terms, -1), zero)
     origin = torch.stack(origins, -3) if origins else log_weights.new_zeros(system.lead + (0, K, K))
-    return SwitchingFiltered(terms, log_weights, *collapse(log_weights, means, roots), means, roots), origin
+    return SwitchingFiltered(log_likelihood, log_weights, *collapse(log_weights, means, roots), means, roots), origin
 
 
 def _over(condition: Tensor, like: Tensor) -> Tensor:

@@ -127,8 +127,8 @@ def switching_system(model: Any, data: TimeSeries, method: str = "switching_syst
             place = "emissions" if name == "emission" else "dynamics"
             raise TypeError(
                 f"{method} needs a switching linear model, got {name} {type(part).__name__.removeprefix('Bound')}. "
-                f"Build it with {place}.{kind.__name__}; or use kalman_filter (one regime), hmm_filter (finite states), "
-                "or a particle filter"
+                f"Build it with {place}.{kind.__name__}; or use kalman_filter (one regime), hmm_filter "
+                "(finite states), or a particle filter"
             )
     numbers = {name: getattr(model, name).num_regimes for name, _ in wanted}
     if len(set(numbers.values())) > 1:
