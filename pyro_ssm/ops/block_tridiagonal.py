@@ -44,7 +44,7 @@ def block_tridiagonal_moments(diagonal: Tensor, upper: Tensor, linear: Tensor) -
     >>> from pyro_ssm.ops.block_tridiagonal import block_tridiagonal_moments
     >>> moments = block_tridiagonal_moments(torch.full((2, 1, 1), 2.0), torch.full((1, 1, 1), -1.0), torch.ones(2, 1))
     >>> moments.mean.squeeze(-1), moments.covariance.flatten()
-    (tensor([1., 1.]), tensor([0.6667, 0.6667]))
+    (tensor([1.0000, 1.0000]), tensor([0.6667, 0.6667]))
     """
     num, n = linear.shape[-2:]
     roots: list[Tensor] = []

@@ -121,8 +121,8 @@ class MeanField:
 
     # ------------------------------------------------------------------------------------------ q(s) given q(x)
 
-    def regimes(self, path: PathMoments) -> tuple[RegimePosterior, Tensor]:
-        """The chain q(s), and the lower bound on the evidence, ``(*batch,)``."""
+    def expected_terms(self, path: PathMoments) -> Tensor:
+        """:math:`E_{q(x)}` of the log densities of x_k and y_k in each regime, ``(*batch, time, K)``."""
         system, lead = self.system, self.system.lead
         away = path.mean[..., 0, None, :] - system.mean
         first = _expected_log_density(away, path.covariance[..., 0, None, :, :], system.scale_tril)
@@ -139,14 +139,14 @@ class MeanField:
         spread = H @ C[..., at, :, :, :] @ H.mT
         seen = _expected_log_density(away, spread, R) + 0.5 * LOG_2PI * (~self.mask).sum(-1).to(away.dtype)
         seen = seen.expand(lead + seen.shape[-2:])
-        table = table + seen if self.at is None else table.index_add(-2, self.at, seen)
-        finite = FiniteSystem(
-            system.log_initial.expand(lead + (self.K,)),
-            self._log_matrix(path),
-            table,
-            torch.ones_like(table[..., 0]) > 0,
-        )
-        smoothed = smooth(finite)
+        return table + seen if self.at is None else table.index_add(-2, self.at, seen)
+
+    def regimes(self, path: PathMoments) -> tuple[RegimePosterior, Tensor]:
+        """The chain q(s), and the lower bound on the evidence, ``(*batch,)``."""
+        table = self.expected_terms(path)
+        log_initial = self.system.log_initial.expand(table[..., 0, :].shape)
+        every = torch.ones_like(table[..., 0], dtype=torch.bool)
+        smoothed = smooth(FiniteSystem(log_initial, self._log_matrix(path), table, every))
         pairwise = smoothed.pairwise
         if self.real is not None:
             pairwise = pairwise * self.real[..., 1:, None, None].to(pairwise.dtype)
