@@ -86,6 +86,14 @@ def test_bound_lies_below_the_evidence_and_rises(seed):
         torch.testing.assert_close(posterior.elbo[i], single.elbo, rtol=1e-6, atol=1e-6)
 
 
+def test_refined_grid_is_the_kalman_smoother_s_too():
+    model, data = switching_model(K=1), random_data((2,), T=4).refine(3)
+    plain = StateSpaceModel(*alone(switching_model(K=1)))
+    posterior, exact = switching_variational(model, data), kalman_smoother(plain, data)
+    close(posterior.elbo, exact.log_likelihood.sum(-1))
+    close(posterior.mean, exact.mean)
+
+
 def drawn(posterior, num):
     """Draws ``(num, time, 1 + n)`` of one series from q(s) q(x), and their log density."""
     T, K = posterior.probs.shape
