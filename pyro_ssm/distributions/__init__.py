@@ -7,6 +7,7 @@ from pyro_ssm.distributions.markov_path import MarkovPath
 from pyro_ssm.distributions.masked import MaskedLaw, masked
 from pyro_ssm.distributions.moments import gaussian_moments
 from pyro_ssm.distributions.observations import Observations
+from pyro_ssm.distributions.regimes import RegimeNormal
 
 __all__ = [
     "History",
@@ -16,6 +17,7 @@ __all__ = [
     "MaskedLaw",
     "Observations",
     "PathMarginals",
+    "RegimeNormal",
     "gaussian_moments",
     "masked",
 ]
