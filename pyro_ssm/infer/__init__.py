@@ -1,5 +1,6 @@
 """Inference: fitting, bounds, and what they need."""
 
+from pyro_ssm.infer import smc
 from pyro_ssm.infer.annealing import kl_annealing, linear_annealing, warmup_cosine
 from pyro_ssm.infer.diagnose import FitError
 from pyro_ssm.infer.elbo import IWAE, FreeBits
@@ -10,28 +11,51 @@ from pyro_ssm.infer.importance import ImportanceEstimate, LowerBound, evidence_l
 from pyro_ssm.infer.local_parameters import local_parameters
 from pyro_ssm.infer.marginal import Marginal, MarginalLaw
 from pyro_ssm.infer.prior import sample_prior
+from pyro_ssm.infer.smc import (
+    FeynmanKac,
+    OnlineParticleFilter,
+    OnlineState,
+    ParticleFiltered,
+    auxiliary,
+    bootstrap,
+    guided,
+    locally_optimal,
+    particle_filter,
+    rao_blackwellised,
+)
 
 __all__ = [
-    "IWAE",
+    "FeynmanKac",
     "FitError",
     "FitResult",
     "FreeBits",
+    "IWAE",
     "ImportanceEstimate",
     "KalmanFiltered",
     "KalmanSmoothed",
     "LowerBound",
     "Marginal",
     "MarginalLaw",
+    "OnlineParticleFilter",
+    "OnlineState",
+    "ParticleFiltered",
+    "auxiliary",
+    "bootstrap",
     "evaluating",
     "evidence_lower_bound",
     "fit",
+    "guided",
     "importance_log_likelihood",
     "kalman_filter",
     "kalman_smoother",
     "kl_annealing",
     "linear_annealing",
     "local_parameters",
+    "locally_optimal",
+    "particle_filter",
+    "rao_blackwellised",
     "sample_posterior",
     "sample_prior",
+    "smc",
     "warmup_cosine",
 ]

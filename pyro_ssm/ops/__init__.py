@@ -1,7 +1,9 @@
 """Operators on plain tensors: no Pyro, no models; each fast one stands beside a reference in a few plain lines."""
 
+from pyro_ssm.ops import resampling
 from pyro_ssm.ops.combiner_path import combiner_path, combiner_path_reference
 from pyro_ssm.ops.composite import composite_backward
+from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
 from pyro_ssm.ops.info import OpsInfo, info
 from pyro_ssm.ops.kalman import (
     backward_conditionals,
@@ -24,10 +26,13 @@ __all__ = [
     "elman_scan_reference",
     "gru_scan",
     "gru_scan_reference",
+    "hilbert_index",
+    "hilbert_order",
     "info",
     "kalman_filter_reference",
     "kalman_smoother_reference",
     "linear_scan",
     "linear_scan_reference",
+    "resampling",
     "tria",
 ]
