@@ -112,7 +112,7 @@ def cases(num_particles: int, num_times: int, num_series: int) -> list[Case]:
     def by_hand() -> torch.Tensor:
         return ssm.infer.particle_filter(lean(y), num_particles).total
 
-    spread = statistics.stdev(float(ours().sum()) for _ in range(5))
+    spread = statistics.stdev(float(ours().sum()) for _ in range(12))
     name = f"{num_series} series, N={num_particles:.0e}, T={num_times}"
     checks = {"peer": peer, "peer_name": "particles", "agree": lambda a, b: agree(a, b, spread)}
     return [Case(name, ours=ours, **checks), Case(f"{name}, lean", ours=by_hand, **checks)]

@@ -71,6 +71,7 @@ class Kernel:
 
     def initial(self, draw: Draw, shape: torch.Size) -> StateParticles:
         """Particles of leading dims ``shape``."""
+        self._last = (None, None, None)  # a new run: parameters may have moved on
         carry, summary, proposed = self.begin(0, None, shape)
         return self.steps.particles(0, carry, summary, draw(proposed.law, shape + (1,)))
 

@@ -99,8 +99,8 @@ def warn_of_collapse(fk: FeynmanKac, ess: Tensor, num_particles: int, first: int
         f"the cloud of {num_particles} particles collapsed to an effective {found:.1f} at "
         f"{fk.describe(k + first, tuple(series))} (in {int((ess < 2).sum())} of {ess.numel()} steps): estimates rest "
         "on one or two particles there. Use a proposal that sees the observation (locally_optimal, guided with a "
-        "trained guide), auxiliary(...) where observations are surprising, more particles, or look for an outlier and for "
-        "scales in other units than the data",
+        "trained guide), auxiliary(...) where observations are surprising, more particles, or look for an outlier "
+        "and for scales in other units than the data",
         ParticleCollapseWarning,
         stacklevel=3,
     )

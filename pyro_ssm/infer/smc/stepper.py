@@ -17,9 +17,6 @@ from pyro_ssm.infer.smc.tree import tree_where
 __all__ = ["Cloud", "Step", "Stepper", "normalise"]
 
 
-_LOWEST = torch.tensor(-1e30)  # stands for a NaN maximum, so that weights which are all zero have the total -inf
-
-
 class Cloud(NamedTuple):
     """A weighted cloud of particles: :math:`p(x_k \\mid y_{\\le k}) \\approx \\sum_n W_n\\, \\delta_{x_n}`.
 
@@ -138,7 +135,7 @@ class Stepper:
         need = None if self.ess_threshold >= 1 else ess < self.ess_threshold * self.num_particles
         if alive is not None:
             need = alive if need is None else need & alive
-        if need is not None and not need.is_cuda:
+        if need is not None and need.device.type == "cpu":
             if not bool(need if need.dim() == 0 else need.any()):
                 return cloud.particles, cloud.log_weights, None, False
             need = None if need.dim() == 0 else need
@@ -187,7 +184,8 @@ def normalise(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if log_weights.dim() == 1:  # one fused kernel; over several series it sums in sequence, which float32 does not bear
         normalised = log_weights.log_softmax(0)
         weights = normalised.exp()
-        log_total = log_weights.amax(0) - torch.fmax(normalised.amax(0), _LOWEST)
+        # where all weights are zero the total is -inf, and not the NaN of the difference
+        log_total = log_weights.amax(0) - normalised.amax(0).nan_to_num(nan=-1e30)
         return log_total, normalised, weights, torch.dot(weights, weights).reciprocal()
     log_total = log_weights.logsumexp(0)
     normalised = log_weights - log_total

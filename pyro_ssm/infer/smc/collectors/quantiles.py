@@ -37,7 +37,8 @@ def weighted_quantiles(values: Tensor, weights: Tensor, levels: Sequence[float])
     ordered, order = values.sort(0)
     cumulative = weights.unsqueeze(-1).expand(values.shape).gather(0, order).cumsum(0, dtype=torch.float64)
     cumulative = cumulative / cumulative[-1:]
-    places = [(cumulative < level * (1 - 1e-7)).sum(0, keepdim=True) for level in levels]
+    # a hair below the level, so that rounding of equal weights does not skip a value
+    places = [(cumulative < level - 1e-7 * level * (1 - level)).sum(0, keepdim=True) for level in levels]
     return ordered.gather(0, torch.cat(places).clamp(max=len(values) - 1))
 
 
