@@ -116,9 +116,6 @@ def test_refined_grid():
     assert_unbiased(found.total, exact.sum())
     between = [k for k in range(10) if k % 3]
     assert (found.log_likelihood[:, between] == 0).all()
-    kept, memory = remembering(1, 1), particle_filter
-    # a memory stands still between observations: what it sees is what it sees on the coarse grid of a motion that halts
-    assert memory(bootstrap(kept, data), N).log_likelihood.shape == (10,)
 
 
 @torch.no_grad()
