@@ -1,6 +1,6 @@
 """Inference: fitting, bounds, and what they need."""
 
-from pyro_ssm.infer import gaussian
+from pyro_ssm.infer import gaussian, smc
 from pyro_ssm.infer.annealing import kl_annealing, linear_annealing, warmup_cosine
 from pyro_ssm.infer.diagnose import FitError
 from pyro_ssm.infer.discrete import (
@@ -54,12 +54,25 @@ from pyro_ssm.infer.importance import ImportanceEstimate, LowerBound, evidence_l
 from pyro_ssm.infer.local_parameters import local_parameters
 from pyro_ssm.infer.marginal import Marginal, MarginalLaw
 from pyro_ssm.infer.prior import sample_prior
+from pyro_ssm.infer.smc import (
+    FeynmanKac,
+    OnlineParticleFilter,
+    OnlineState,
+    ParticleFiltered,
+    auxiliary,
+    bootstrap,
+    guided,
+    locally_optimal,
+    particle_filter,
+    rao_blackwellised,
+)
 
 __all__ = [
     "IWAE",
     "BaumWelchResult",
     "BestPath",
     "DiffuseFiltered",
+    "FeynmanKac",
     "FitError",
     "FitResult",
     "FreeBits",
@@ -73,6 +86,9 @@ __all__ = [
     "LowerBound",
     "Marginal",
     "MarginalLaw",
+    "OnlineParticleFilter",
+    "OnlineState",
+    "ParticleFiltered",
     "RegimeCarry",
     "RegimeEnumeration",
     "SegmentPath",
@@ -82,12 +98,15 @@ __all__ = [
     "SwitchingSmoothed",
     "SwitchingStep",
     "SwitchingSystem",
+    "auxiliary",
     "baum_welch",
+    "bootstrap",
     "enumerate_regimes",
     "evaluating",
     "evidence_lower_bound",
     "fit",
     "gaussian",
+    "guided",
     "hmm_filter",
     "hmm_smoother",
     "hsmm_filter",
@@ -102,6 +121,9 @@ __all__ = [
     "kl_annealing",
     "linear_annealing",
     "local_parameters",
+    "locally_optimal",
+    "particle_filter",
+    "rao_blackwellised",
     "regime_log_probs",
     "regime_start",
     "regime_step",
@@ -109,6 +131,7 @@ __all__ = [
     "sample_posterior_segments",
     "sample_posterior_states",
     "sample_prior",
+    "smc",
     "switching_em",
     "switching_system",
     "switching_variational",

@@ -1,8 +1,10 @@
 """Operators on plain tensors: no Pyro, no models; each fast one stands beside a reference in a few plain lines."""
 
+from pyro_ssm.ops import resampling
 from pyro_ssm.ops.associative_scan import affine_scan, associative_scan
 from pyro_ssm.ops.combiner_path import combiner_path, combiner_path_reference
 from pyro_ssm.ops.composite import composite_backward
+from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
 from pyro_ssm.ops.info import OpsInfo, info
 from pyro_ssm.ops.kalman import (
     backward_conditionals,
@@ -29,6 +31,8 @@ __all__ = [
     "elman_scan_reference",
     "gru_scan",
     "gru_scan_reference",
+    "hilbert_index",
+    "hilbert_order",
     "info",
     "kalman_filter_parallel",
     "kalman_filter_reference",
@@ -36,5 +40,6 @@ __all__ = [
     "kalman_smoother_reference",
     "linear_scan",
     "linear_scan_reference",
+    "resampling",
     "tria",
 ]

@@ -1,0 +1,68 @@
+"""Particle inference: one waist (`FeynmanKac`) between models and algorithms.
+
+A *builder* turns a model and data into a process: ``bootstrap``, ``guided``, ``locally_optimal``, ``auxiliary``,
+``rao_blackwellised``. :func:`particle_filter` runs it, and knows nothing of models. What is recorded along the way is a
+*collector*; what happens to an uneven cloud is a :class:`Resampling`; what is drawn from is a :class:`Noise`. Other
+algorithms (smoothers, particle MCMC) stand on :class:`Stepper`, ``init`` and ``step`` without the loop, and on
+``log_backward`` and ``extend`` of the process.
+"""
+
+from pyro_ssm.infer.smc.auxiliary import auxiliary
+from pyro_ssm.infer.smc.bootstrap import bootstrap
+from pyro_ssm.infer.smc.check import ParticleCollapseWarning
+from pyro_ssm.infer.smc.collectors.base import Collector
+from pyro_ssm.infer.smc.collectors.fixed_lag import FixedLag
+from pyro_ssm.infer.smc.collectors.genealogy import Ancestry, Genealogy
+from pyro_ssm.infer.smc.collectors.moments import FilteredMoments, Moments
+from pyro_ssm.infer.smc.collectors.online_smoothing import OnlineSmoothing, backward_indices
+from pyro_ssm.infer.smc.collectors.quantiles import Quantiles
+from pyro_ssm.infer.smc.collectors.variance import EvidenceVariance, MeanVariance
+from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
+from pyro_ssm.infer.smc.filter import ParticleFiltered, particle_filter
+from pyro_ssm.infer.smc.guided import guided
+from pyro_ssm.infer.smc.locally_optimal import locally_optimal
+from pyro_ssm.infer.smc.model_steps import StateParticles
+from pyro_ssm.infer.smc.noise import FixedNoise, Noise, PseudoRandom, QuasiRandom
+from pyro_ssm.infer.smc.online import OnlineParticleFilter, OnlineState
+from pyro_ssm.infer.smc.rao_blackwellised import Weighed, linear_step, rao_blackwellised
+from pyro_ssm.infer.smc.resample import AncestorResampling, Resampled, Resampling, Weighted
+from pyro_ssm.infer.smc.stepper import Cloud, Step, Stepper
+
+__all__ = [
+    "AncestorResampling",
+    "Ancestry",
+    "Cloud",
+    "Collector",
+    "EvidenceVariance",
+    "FeynmanKac",
+    "FilteredMoments",
+    "FixedLag",
+    "FixedNoise",
+    "Genealogy",
+    "MeanVariance",
+    "Moments",
+    "Noise",
+    "OnlineParticleFilter",
+    "OnlineSmoothing",
+    "OnlineState",
+    "ParticleCollapseWarning",
+    "ParticleFiltered",
+    "PseudoRandom",
+    "QuasiRandom",
+    "Quantiles",
+    "Resampled",
+    "Resampling",
+    "StateParticles",
+    "Step",
+    "Stepper",
+    "Weighed",
+    "Weighted",
+    "auxiliary",
+    "backward_indices",
+    "bootstrap",
+    "guided",
+    "linear_step",
+    "locally_optimal",
+    "particle_filter",
+    "rao_blackwellised",
+]

@@ -1,0 +1,130 @@
+"""How a state-space model and a proposal become a Feynman-Kac process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ssm.components import SampleOnly
+from pyro_ssm.infer.smc.densities import log_density
+from pyro_ssm.infer.smc.feynman_kac import Draw, FeynmanKac
+from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles
+
+__all__ = ["Kernel", "Proposed", "process"]
+
+
+class Proposed(NamedTuple):
+    """The law of the next state, and where it is known the weight that comes with it, whatever state is drawn.
+
+    >>> from pyro_ssm.infer.smc.build import Proposed
+    >>> Proposed._fields
+    ('law', 'log_weight')
+    """
+
+    law: Any  # batch (N, *batch, 1), event (state,)
+    log_weight: Tensor | None = None  # (N, *batch)
+
+
+class Beginning(NamedTuple):
+    """What is known when a step begins."""
+
+    carry: Any  # of the memory, which has seen the last observation
+    summary: Tensor | None
+    proposed: Proposed
+
+
+#: ``(k, previous state or None, summary) -> Proposed``
+Propose = Callable[[int, Tensor | None, Tensor | None], Proposed]
+
+
+class Kernel:
+    """Draws states from a proposal and lets the memory see them.
+
+    The law and the summary with which a step begins are kept for the potential of the same step, keyed by the identity
+    of the particles that were moved.
+
+    Args:
+        steps: the model along its data.
+        propose: the proposal.
+
+    >>> from pyro_ssm.infer.smc.build import Kernel
+    >>> Kernel.__name__
+    'Kernel'
+    """
+
+    def __init__(self, steps: ModelSteps, propose: Propose) -> None:
+        self.steps, self.propose = steps, propose
+        self._last: tuple[Any, Any, Any] = (None, None, None)
+
+    def begin(self, k: int, previous: StateParticles | None, shape: torch.Size) -> Beginning:
+        """The memory with which step k begins, and the proposal, for particles of leading dims ``shape``."""
+        key, found, kept = self._last
+        if kept is None or found is not previous or key != (k, shape):
+            carry, summary = self.steps.before(k, previous, shape)
+            proposed = self.propose(k, None if previous is None else previous.state, summary)
+            kept = Beginning(carry, summary, proposed)
+            self._last = ((k, shape), previous, kept)
+        return kept
+
+    def initial(self, draw: Draw, shape: torch.Size) -> StateParticles:
+        """Particles of leading dims ``shape``."""
+        self._last = (None, None, None)  # a new run: parameters may have moved on
+        carry, summary, proposed = self.begin(0, None, shape)
+        return self.steps.particles(0, carry, summary, draw(proposed.law, shape + (1,)))
+
+    def propagate(self, k: int, previous: StateParticles, draw: Draw) -> StateParticles:
+        """The particles one step on."""
+        shape = previous.state.shape[:-2]
+        carry, summary, proposed = self.begin(k, previous, shape)
+        return self.steps.particles(k, carry, summary, draw(proposed.law, shape + (1,)))
+
+    def extend(self, k: int, previous: StateParticles | None, state: Tensor) -> StateParticles:
+        """The particles of a given state ``(N, *batch, state)``."""
+        carry, summary = self.steps.before(k, previous, state.shape[:-1])
+        return self.steps.particles(k, carry, summary, state.unsqueeze(-2))
+
+
+def process(
+    steps: ModelSteps,
+    kernel: Kernel,
+    log_potential: Callable[[int, Any, Any], Tensor],
+    active: Tensor | None,
+    **more: Any,
+) -> FeynmanKac:
+    """The process of a kernel and a potential, with all that the model and its data say of it.
+
+    >>> from pyro_ssm.infer.smc.build import process
+    >>> process.__name__
+    'process'
+    """
+    has_density = not isinstance(steps.model.transition, SampleOnly)
+    return FeynmanKac(
+        kernel.initial,
+        kernel.propagate,
+        log_potential,
+        steps.num_times,
+        steps.batch_shape,
+        step_mask=steps.step_mask,
+        active=active,
+        log_backward=_log_transition(steps) if steps.memory is None and has_density else None,
+        extend=kernel.extend,
+        state=_state,
+        describe=steps.describe,
+        **more,
+    )
+
+
+def _state(particles: StateParticles) -> Tensor:
+    return particles.state.squeeze(-2)
+
+
+def _log_transition(steps: ModelSteps) -> Callable[[int, StateParticles, StateParticles], Tensor]:
+    """Of all that weighs a pair of states, only the transition density depends on the earlier one."""
+
+    def log_backward(k: int, previous: StateParticles, particles: StateParticles) -> Tensor:
+        return log_density(steps.law(k, previous.state, None), particles.state)
+
+    return log_backward

@@ -1,0 +1,1 @@
+"""What a particle filter can record along the way, each thing an object."""

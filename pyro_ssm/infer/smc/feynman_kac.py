@@ -1,0 +1,111 @@
+"""`FeynmanKac`: the waist between models and particle algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ssm.infer.smc.tree import leaves
+
+__all__ = ["Draw", "FeynmanKac"]
+
+#: ``draw(law, shape)``: a draw of a law of batch ``shape``, from the run's noise
+Draw = Callable[[Any, torch.Size], Tensor]
+
+
+def _where(k: int, position: tuple[int, ...]) -> str:
+    return f"step {k}" + (f", series {position[0] if len(position) == 1 else position}" if position else "")
+
+
+def _state(particles: Any) -> Tensor:
+    return next(leaves(particles))
+
+
+@dataclass(frozen=True)
+class FeynmanKac:
+    """A sequence of weighted laws: all that particle algorithms see of a model and its data.
+
+    .. math::
+        \\gamma_k(x_{0:k}) = M_0(dx_0)\\, G_0(x_0) \\prod_{j=1}^{k} M_j(x_{j-1}, dx_j)\\, G_j(x_{j-1}, x_j),
+        \\qquad \\log p(y_k \\mid y_{<k}) = \\log \\frac{\\gamma_k(1)}{\\gamma_{k-1}(1)}
+
+    *Particles* are a tensor or a nested tuple, list or dict of tensors whose leading dims are ``(N, *batch)``:
+    particles leftmost, then the series. Everything in the tree is resampled together: a state and its memory's
+    carry stay together. What never differs between particles is best kept out of it.
+
+    Three functions are the process; the rest tells an algorithm what it may leave out and what else is possible.
+    :func:`~pyro_ssm.infer.smc.bootstrap`, ``guided``, ``locally_optimal``, ``auxiliary`` and ``rao_blackwellised``
+    build it from models; anything else may build it by hand.
+
+    Attributes:
+        initial: ``(draw, shape) -> particles`` of leading dims ``shape = (N, *batch)``; draws of :math:`M_0`.
+            ``draw(law, shape)`` takes the run's noise; a law may also be sampled directly.
+        propagate: ``(k, particles, draw) -> particles``; draws of :math:`M_k(x_{k-1}, \\cdot)`, k from 1. The particles
+            given are those after resampling, and must not be changed in place.
+        log_potential: ``(k, previous, particles) -> (N, *batch)``, :math:`\\log G_k`; previous is None at k = 0, and
+            otherwise the very object that was propagated.
+        num_times: steps, padding included.
+        batch_shape: of the series.
+        step_mask: bool ``(*batch, time)``, False where a series has ended: its cloud stays as it is, and the increment
+            is exactly 0. None: no series ends early.
+        active: bool ``(*batch, time)``, False where :math:`G_k = 1` for every particle of a series (nothing is
+            observed): the increment is exactly 0 and ``log_potential`` is not called where no series is active. None:
+            all steps.
+        log_twist: ``(k, particles) -> (N, *batch)``, an estimate of :math:`\\log p(y_{>k} \\mid x_k)` up to a constant.
+            Resampling before step k + 1 then chooses by weights times twist, and the chosen are divided by it again:
+            the evidence stays unbiased, and weights are always those of the filter. It must be 0 for a series that is
+            not active at k + 1.
+        log_backward: ``(k, previous, particles)``, :math:`\\log M_k G_k` up to terms without ``previous``, broadcast
+            over leading dims: the weights of the backward kernel. None where the future depends on more than the
+            particle shows (memory) or there is no density; backward sampling and its kin then do not apply.
+        extend: ``(k, previous, state) -> particles``: the particles at k whose state ``(N, *batch, state)`` is given
+            instead of drawn (a retained path of conditional SMC); previous is None at k = 0.
+        state: ``particles -> (N, *batch, state)``, what moments are taken of; by default the first tensor of the tree.
+        looks_ahead: whether :math:`M_k` depends on data after k. On-line filters refuse it; resampling without
+            ``log_twist`` warns.
+        describe: ``(k, position) -> str``, how an error names a step of a series.
+
+    Source: Del Moral (2004), "Feynman-Kac formulae"; Chopin and Papaspiliopoulos (2020), "An introduction to
+    sequential Monte Carlo", chapter 5.
+
+    >>> import torch
+    >>> from pyro_ssm.infer import FeynmanKac, particle_filter
+    >>> y = torch.tensor([0.3, -0.2, 0.5])
+    >>> walk = FeynmanKac(
+    ...     initial=lambda draw, shape: torch.randn(shape + (1,)),
+    ...     propagate=lambda k, x, draw: x + torch.randn_like(x),
+    ...     log_potential=lambda k, previous, x: -0.5 * (y[k] - x[..., 0]) ** 2,
+    ...     num_times=3,
+    ... )
+    >>> particle_filter(walk, num_particles=100).log_likelihood.shape
+    torch.Size([3])
+    """
+
+    initial: Callable[[Draw, torch.Size], Any]
+    propagate: Callable[[int, Any, Draw], Any]
+    log_potential: Callable[[int, Any, Any], Tensor]
+    num_times: int
+    batch_shape: torch.Size = torch.Size()
+    step_mask: Tensor | None = None
+    active: Tensor | None = None
+    log_twist: Callable[[int, Any], Tensor] | None = None
+    log_backward: Callable[[int, Any, Any], Tensor] | None = None
+    extend: Callable[[int, Any, Tensor], Any] | None = None
+    state: Callable[[Any], Tensor] = _state
+    looks_ahead: bool = False
+    describe: Callable[[int, tuple[int, ...]], str] = _where
+
+    def __post_init__(self) -> None:
+        if self.num_times < 1:
+            raise ValueError(f"`num_times` is {self.num_times}, but at least 1 is wanted")
+        wanted = tuple(self.batch_shape) + (self.num_times,)
+        for name in ("step_mask", "active"):
+            mask = getattr(self, name)
+            if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != wanted):
+                raise ValueError(
+                    f"`{name}` must be bool of shape {wanted} (*batch, time), got {mask.dtype} of {tuple(mask.shape)}"
+                )

@@ -1,0 +1,171 @@
+"""`particle_filter`: a process run to its end, for a batch of series at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ssm.infer.smc.check import check_evidence, check_states, warn_of_collapse, warn_of_look_ahead
+from pyro_ssm.infer.smc.collectors.base import Collector
+from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
+from pyro_ssm.infer.smc.noise import Noise, PseudoRandom, QuasiRandom
+from pyro_ssm.infer.smc.resample import OrderedResampling, Resampling, resampling_of
+from pyro_ssm.infer.smc.stepper import Cloud, Stepper
+
+__all__ = ["ParticleFiltered", "particle_filter"]
+
+
+class ParticleFiltered(NamedTuple):
+    """What :func:`particle_filter` returns.
+
+    >>> from pyro_ssm.infer import ParticleFiltered
+    >>> ParticleFiltered._fields
+    ('log_likelihood', 'cloud', 'ess', 'resampled', 'collected')
+    """
+
+    log_likelihood: Tensor  # (*batch, time)  log p(y_k | y_<k), estimated; exactly 0 at padding and where G_k = 1
+    cloud: Cloud  # after the last step; a series that has ended keeps its last one
+    ess: Tensor  # (*batch, time)  effective sample size after each step, 1 to N
+    resampled: Tensor  # bool (*batch, time)  whether the series was resampled before the step
+    collected: dict[str, Any]  # by the collectors' names
+
+    @property
+    def exact(self) -> bool:
+        """False: the likelihood is an estimate, unbiased for :math:`p(y)`, not for its logarithm."""
+        return False
+
+    @property
+    def total(self) -> Tensor:
+        """The log of the estimated likelihood of each series ``(*batch,)``."""
+        return self.log_likelihood.sum(-1)
+
+
+def particle_filter(
+    fk: FeynmanKac,
+    num_particles: int | None = None,
+    *,
+    resampling: str | Resampling = "systematic",
+    ess_threshold: float = 0.5,
+    collectors: Sequence[Collector] = (),
+    noise: Noise | None = None,
+    quasi_random: bool = False,
+    start: Cloud | None = None,
+    differentiable: bool = False,
+) -> ParticleFiltered:
+    """Run a particle filter over all series of a batch together.
+
+    .. math:: \\hat p(y_{1:T}) = \\prod_k \\sum_n W_{k-1}^n\\, G_k(x_{k-1}^n, x_k^n), \\qquad E\\, \\hat p(y) = p(y)
+
+    Each series is resampled when its own effective sample size falls below ``ess_threshold * num_particles``. Memory
+    does not grow with time, but for two numbers a series and step, and what collectors keep. The estimate is unbiased
+    for the likelihood; its logarithm lies below in expectation, by about half its variance.
+
+    Args:
+        fk: the process: ``bootstrap(model, data)``, ``guided(...)``, ``locally_optimal(...)``, ``auxiliary(...)``,
+            ``rao_blackwellised(...)``, or one made by hand.
+        num_particles: N; may be left out with ``start``.
+        resampling: ``"systematic"``, ``"stratified"``, ``"multinomial"``, ``"residual"``, ``"ssp"``, ``"killing"``, one
+            of them after ``"hilbert-"``, or a :class:`~pyro_ssm.infer.smc.Resampling`.
+        ess_threshold: fraction of N; 0 never resamples (importance sampling), 1 always does.
+        collectors: what to record along the way: see :mod:`pyro_ssm.infer.smc`.
+        noise: what to draw from; default torch's global generator. A :class:`~pyro_ssm.infer.smc.FixedNoise` repeats
+            a run.
+        quasi_random: sequential quasi-Monte Carlo: Sobol' points instead of independent draws, ordered along Hilbert's
+            curve, with resampling at every step. Needs laws that are maps of uniforms (Gaussian ones); best with N a
+            power of 2 and few state dimensions.
+        start: a cloud to go on from, left by an earlier run over the beginning of the same data: steps after
+            ``start.k`` are run, and the results have these times only.
+        differentiable: keep the graph: gradients flow through the reparametrised draws and the weights, and the choice
+            of ancestors counts as fixed. That is the exact gradient of the estimate without resampling, and the usual
+            biased one (Maddison et al. 2017; Naesseth et al. 2018; Le et al. 2018) with it. Memory then grows with
+            time.
+
+    Returns:
+        :class:`ParticleFiltered`.
+
+    Raises:
+        ValueError: at a step all weights of a series are 0, or a law returned NaN (the message names both); arguments
+            out of range; two collectors of one name.
+        TypeError: an unknown kind of resampling, or with ``quasi_random`` or ``FixedNoise`` a law that is no map of
+            the noise.
+
+    Warns:
+        ParticleCollapseWarning: an effective sample size below 2 of 100 or more particles.
+
+    Randomness: torch's global generator. Source: Chopin and Papaspiliopoulos (2020), "An introduction to sequential
+    Monte Carlo", chapters 10 and 13.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> data = ssm.TimeSeries(torch.arange(4.0), torch.zeros(3, 4, 1))
+    >>> moments = ssm.infer.smc.Moments()
+    >>> found = ssm.infer.particle_filter(ssm.infer.bootstrap(model, data), num_particles=100, collectors=[moments])
+    >>> found.log_likelihood.shape, found.ess.shape, found.collected["moments"].mean.shape
+    (torch.Size([3, 4]), torch.Size([3, 4]), torch.Size([3, 4, 2]))
+    """
+    num_particles = _number(num_particles, start, fk)
+    if not 0 <= ess_threshold <= 1:
+        raise ValueError(f"`ess_threshold` is a fraction of the number of particles, in [0, 1], got {ess_threshold}")
+    names = [collector.name for collector in collectors]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"`collectors` has two of the name {twice}: give one of them another `name`")
+    if quasi_random:
+        if noise is not None or resampling != "systematic":
+            raise ValueError("`quasi_random` brings its own noise and resampling: leave `noise` and `resampling` out")
+        noise, resampling, ess_threshold = QuasiRandom(), OrderedResampling(), 1.0
+    warn_of_look_ahead(fk, ess_threshold)
+
+    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+        stepper = Stepper(fk, num_particles, resampling_of(resampling), ess_threshold, noise or PseudoRandom())
+        stepper.noise.restart(None if start is None else fk.state(start.particles).shape[-1])
+        for collector in collectors:
+            collector.start(fk, num_particles)
+        increments, sizes, resampled = [], [], []
+        step = None
+        first = 0 if start is None else start.k + 1
+        for _ in range(first, fk.num_times):
+            if step is None:
+                step = stepper.init() if start is None else stepper.step(stepper.resume(start))
+            else:
+                step = stepper.step(step)
+            increments.append(step.log_likelihood)
+            sizes.append(step.ess)
+            resampled.append(step.resampled)
+            for collector in collectors:
+                collector.collect(step)
+        log_likelihood, ess = torch.stack(increments, -1), torch.stack(sizes, -1)
+        check_evidence(fk, log_likelihood, first)
+        check_states(fk, step.cloud)
+        if not differentiable:
+            warn_of_collapse(fk, ess, num_particles, first)
+        return ParticleFiltered(
+            log_likelihood,
+            step.cloud,
+            ess.detach(),
+            torch.stack([_flag(flag, ess) for flag in resampled], -1),
+            {collector.name: collector.result() for collector in collectors},
+        )
+
+
+def _flag(flag: Tensor | bool, ess: Tensor) -> Tensor:
+    if isinstance(flag, Tensor):
+        return flag
+    return torch.full(ess.shape[:-1], flag, dtype=torch.bool, device=ess.device)
+
+
+def _number(num_particles: int | None, start: Cloud | None, fk: FeynmanKac) -> int:
+    if start is not None:
+        if num_particles not in (None, start.num_particles):
+            raise ValueError(f"`start` has {start.num_particles} particles, `num_particles` is {num_particles}")
+        if not 0 <= start.k < fk.num_times - 1:
+            raise ValueError(
+                f"`start` is the cloud after step {start.k}, and `fk` has {fk.num_times} steps: none is left"
+            )
+        return start.num_particles
+    if num_particles is None or num_particles < 1:
+        raise ValueError(f"`num_particles` must be at least 1, got {num_particles}")
+    return num_particles

@@ -1,0 +1,190 @@
+"""Noise as an object: what a particle filter draws from, so that a run can be repeated, or made quasi-random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ssm.infer.smc.draws import from_normals, from_uniforms, normal_dim
+
+__all__ = ["FixedNoise", "Noise", "PseudoRandom", "QuasiRandom"]
+
+_BLOCK = 2**16  # numbers drawn at a time: fewer calls where particles are few, no more memory where they are many
+_SOBOL_BITS = 30
+
+
+class Noise:
+    """What a particle filter draws from; a run asks once a step for uniforms (if it resamples), then for a state.
+
+    A subclass defines ``draw`` and ``uniforms``. A new run calls ``restart`` first.
+
+    >>> from pyro_ssm.infer.smc import Noise, PseudoRandom
+    >>> issubclass(PseudoRandom, Noise)
+    True
+    """
+
+    def restart(self, state_dim: int | None = None) -> None:
+        """Begin a new run; ``state_dim`` is given where it goes on from a cloud of such states."""
+
+    def draw(self, k: int, law: Any, shape: torch.Size) -> Tensor:
+        """A draw of ``law`` for step ``k``, of batch ``shape`` ``(N, *batch, 1)``, to which the law's broadcasts."""
+        raise NotImplementedError(f"{type(self).__name__} must define draw(k, law, shape)")
+
+    def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
+        """Uniforms in [0, 1) for the resampling before step ``k``, float64 of ``shape`` ``(rows, *batch)``."""
+        raise NotImplementedError(f"{type(self).__name__} must define uniforms(k, shape, device)")
+
+
+class PseudoRandom(Noise):
+    """Draws from torch's global generator, for many steps at a time where particles are few.
+
+    A Gaussian law is drawn as a map of standard normals, hence differentiable in its parameters; another law by its
+    own ``rsample``, or ``sample``.
+
+    >>> import torch, pyro.distributions as dist
+    >>> from pyro_ssm.infer.smc import PseudoRandom
+    >>> law = dist.Normal(torch.zeros(1, 2), 1.0).to_event(1)
+    >>> PseudoRandom().draw(0, law, torch.Size([5, 1])).shape
+    torch.Size([5, 1, 2])
+    """
+
+    def __init__(self) -> None:
+        self._normals, self._uniforms = _Blocks(torch.randn), _Blocks(torch.rand)
+
+    def restart(self, state_dim: int | None = None) -> None:
+        """Forget what was drawn in advance."""
+        self.__init__()  # type: ignore[misc]
+
+    def draw(self, k: int, law: Any, shape: torch.Size) -> Tensor:
+        dim = normal_dim(law)
+        if dim is None:
+            law = law if law.batch_shape == shape else law.expand(shape)
+            return law.rsample() if law.has_rsample else law.sample()
+        loc = law.mean
+        return from_normals(law, self._normals.take(shape + (dim,), loc.dtype, loc.device))
+
+    def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
+        return self._uniforms.take(shape, torch.float64, device)
+
+
+class FixedNoise(Noise):
+    """Given numbers: the same run again, or one whose noise is correlated with another's.
+
+    Args:
+        normals: ``(time, N, *batch, dim)`` standard normals, one row of them for each step's state.
+        uniforms: ``(time, rows, *batch)`` in [0, 1), for the resampling before each step; as many rows as the
+            resampling scheme asks for (1 for ``"systematic"``, N for ``"stratified"``: see ``ops.resampling.SCHEMES``).
+
+    Raises:
+        TypeError: in a run, for a law that is not a map of standard normals.
+        ValueError: in a run, for a step or a shape that was not given.
+
+    >>> import torch, pyro.distributions as dist
+    >>> from pyro_ssm.infer.smc import FixedNoise
+    >>> noise = FixedNoise(torch.ones(4, 5, 2), torch.zeros(4, 1))
+    >>> noise.draw(3, dist.Normal(torch.zeros(1, 2), 1.0).to_event(1), torch.Size([5, 1]))[0]
+    tensor([[1., 1.]])
+    """
+
+    def __init__(self, normals: Tensor, uniforms: Tensor) -> None:
+        self._normals, self._uniforms = normals, uniforms
+
+    def draw(self, k: int, law: Any, shape: torch.Size) -> Tensor:
+        dim = normal_dim(law)
+        if dim is None:
+            raise TypeError(
+                f"FixedNoise holds standard normals, and {type(law).__name__} is not drawn from them. "
+                "Leave `noise` out, or use Gaussian laws"
+            )
+        return from_normals(law, self._at(self._normals, k, shape[:-1] + (dim,), "normals").unsqueeze(-2))
+
+    def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
+        return self._at(self._uniforms, k, shape, "uniforms").to(device=device, dtype=torch.float64)
+
+    def _at(self, given: Tensor, k: int, shape: torch.Size, name: str) -> Tensor:
+        if k >= len(given) or given.shape[1:] != shape:
+            raise ValueError(
+                f"FixedNoise: step {k} needs `{name}` of shape {tuple(shape)}, but `{name}` has shape "
+                f"{tuple(given.shape)} (one row a step)"
+            )
+        return given[k]
+
+
+class QuasiRandom(Noise):
+    """Scrambled Sobol' points for sequential quasi-Monte Carlo: resampling and motion share each step's points.
+
+    A step takes N points in dimension 1 + dim: the first coordinate, sorted, chooses the ancestors along Hilbert's
+    curve, the others move the states. One scrambled net (Matousek) serves all steps; each step and each series shifts
+    it digit by digit at random, so that every point is uniform by itself and the evidence is unbiased. N should be a
+    power of 2.
+
+    Source: Gerber and Chopin (2015), "Sequential quasi-Monte Carlo", J. R. Statist. Soc. B 77, section 3.
+
+    >>> import torch, pyro.distributions as dist
+    >>> from pyro_ssm.infer.smc import QuasiRandom
+    >>> law = dist.Normal(torch.zeros(1, 2), 1.0).to_event(1)
+    >>> QuasiRandom().draw(0, law, torch.Size([8, 1])).shape
+    torch.Size([8, 1, 2])
+    """
+
+    def __init__(self) -> None:
+        self._nets: dict[tuple[int, int], Tensor] = {}
+        self._dim: int | None = None
+        self._moves: tuple[int, Tensor] | None = None
+
+    def restart(self, state_dim: int | None = None) -> None:
+        """Scramble anew."""
+        self.__init__()  # type: ignore[misc]
+        self._dim = state_dim
+
+    def draw(self, k: int, law: Any, shape: torch.Size) -> Tensor:
+        dim, num = law.event_shape[-1], shape[0]
+        if self._moves is not None and self._moves[0] == k and self._moves[1].shape[-1] == dim:
+            points = self._moves[1]
+        elif self._moves is not None and self._moves[0] == k:
+            raise ValueError(
+                f"quasi-random step {k} draws {dim} numbers, and the step before drew {self._moves[1].shape[-1]}: "
+                "every step must draw one state of the same size. Run particle_filter with quasi_random=False"
+            )
+        else:
+            points = self._points(num, shape[1:-1], dim, law.mean.device)
+        self._dim, self._moves = dim, None
+        return from_uniforms(law, points.unsqueeze(-2))
+
+    def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
+        dim = 1 if self._dim is None else self._dim
+        points = self._points(shape[0], shape[1:], 1 + dim, device)
+        first, order = points[..., 0].sort(0)
+        self._moves = (k, points[..., 1:].gather(0, order.unsqueeze(-1).expand(order.shape + (dim,))))
+        return first
+
+    def _points(self, num: int, batch: torch.Size, dim: int, device: torch.device) -> Tensor:
+        """``(num, *batch, dim)`` in (0, 1)."""
+        if (num, dim) not in self._nets:
+            engine = torch.quasirandom.SobolEngine(dim, scramble=True)
+            net = engine.draw(num, dtype=torch.float64).mul_(2**_SOBOL_BITS).long()
+            self._nets[num, dim] = net.reshape((num,) + (1,) * len(batch) + (dim,)).to(device)
+        shift = torch.randint(2**_SOBOL_BITS, batch + (dim,), device=device)
+        return ((self._nets[num, dim] ^ shift) + 0.5) / 2**_SOBOL_BITS
+
+
+class _Blocks:
+    """Numbers of one shape, drawn for several steps at once."""
+
+    def __init__(self, generate: Callable[..., Tensor]) -> None:
+        self._generate = generate
+        self._kind: tuple[Any, ...] | None = None
+        self._left: Iterator[Tensor] = iter(())
+
+    def take(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        kind = (shape, dtype, device)
+        found = next(self._left, None) if kind == self._kind else None
+        if found is None:
+            steps = max(1, min(256, _BLOCK // max(shape.numel(), 1)))
+            self._kind = kind
+            self._left = iter(self._generate((steps,) + shape, dtype=dtype, device=device).unbind(0))
+            found = next(self._left)
+        return found

@@ -1,0 +1,202 @@
+"""One step of a particle algorithm: resample, move, weigh."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
+from pyro_ssm.infer.smc.noise import Noise
+from pyro_ssm.infer.smc.resample import Resampling, Weighted
+from pyro_ssm.infer.smc.tree import tree_where
+
+__all__ = ["Cloud", "Step", "Stepper", "normalise"]
+
+
+class Cloud(NamedTuple):
+    """A weighted cloud of particles: :math:`p(x_k \\mid y_{\\le k}) \\approx \\sum_n W_n\\, \\delta_{x_n}`.
+
+    >>> import torch
+    >>> from pyro_ssm.infer.smc import Cloud
+    >>> Cloud(torch.tensor([[1.0], [3.0]]), torch.tensor([0.5, 0.5]).log(), 0).weights
+    tensor([0.5000, 0.5000])
+    """
+
+    particles: Any  # tree, leaves (N, *batch, ...)
+    log_weights: Tensor  # (N, *batch), normalised over particles
+    k: int  # the step after which this is the cloud
+
+    @property
+    def weights(self) -> Tensor:
+        """``(N, *batch)``, summing to 1."""
+        return self.log_weights.exp()
+
+    @property
+    def num_particles(self) -> int:
+        """N."""
+        return len(self.log_weights)
+
+
+class Step(NamedTuple):
+    """The cloud after one step, and how it came about: what a collector sees.
+
+    >>> from pyro_ssm.infer.smc import Step
+    >>> Step._fields
+    ('cloud', 'weights', 'log_likelihood', 'ess', 'previous', 'ancestors', 'resampled')
+    """
+
+    cloud: Cloud
+    weights: Tensor  # (N, *batch), of the cloud
+    log_likelihood: Tensor  # (*batch,), log p(y_k | y_<k), estimated
+    ess: Tensor  # (*batch,), effective sample size of the cloud
+    previous: Cloud | None  # before resampling; None at the first step
+    ancestors: Tensor | None  # int64 (N, *batch) in `previous`; None: each particle comes from the one at its place
+    resampled: Tensor | bool  # bool (*batch,), the series that were resampled; True or False for all of them
+
+    @property
+    def k(self) -> int:
+        """The index of this step."""
+        return self.cloud.k
+
+
+class Stepper:
+    """The step form of a particle filter, without loop and without results: ``init()``, then ``step(last)``.
+
+    Everything is differentiable as far as the process is; the choice of ancestors counts as fixed. There is no host
+    synchronisation in a step (on a CPU, where reading costs nothing, a step without need for resampling skips it).
+
+    Args:
+        fk: the process.
+        num_particles: N.
+        resampling: what to do with an uneven cloud.
+        ess_threshold: resample a series whose effective sample size is below this fraction of N; 0 never, 1 always.
+        noise: what to draw from.
+
+    >>> import torch
+    >>> from pyro_ssm.infer.smc import AncestorResampling, FeynmanKac, PseudoRandom, Stepper
+    >>> fk = FeynmanKac(lambda draw, shape: torch.randn(shape), lambda k, x, draw: x, lambda k, previous, x: -x**2, 2)
+    >>> stepper = Stepper(fk, 10, AncestorResampling(), 0.5, PseudoRandom())
+    >>> stepper.step(stepper.init()).k
+    1
+    """
+
+    def __init__(
+        self, fk: FeynmanKac, num_particles: int, resampling: Resampling, ess_threshold: float, noise: Noise
+    ) -> None:
+        self.fk, self.num_particles = fk, num_particles
+        self.resampling, self.ess_threshold, self.noise = resampling, ess_threshold, noise
+        self._uniforms_shape = torch.Size((resampling.rows(num_particles),)) + fk.batch_shape
+        alive, active = fk.step_mask, fk.active
+        if alive is not None and active is not None:
+            active = active & alive
+        # one condition a step, None where it holds for every series, False where it holds for none
+        self._alive = _conditions(alive, fk.num_times)
+        self._active = _conditions(alive if active is None else active, fk.num_times)
+
+    def init(self) -> Step:
+        """Draw the first cloud and weigh it."""
+        shape = torch.Size((self.num_particles,)) + self.fk.batch_shape
+        particles = self.fk.initial(partial(self.noise.draw, 0), shape)
+        like = self.fk.state(particles)
+        equal = like.new_full((), -math.log(self.num_particles)).expand(shape)
+        return self._weigh(0, particles, None, equal, (None, None, False))
+
+    def resume(self, cloud: Cloud) -> Step:
+        """The step that left ``cloud``, to go on from."""
+        total, log_weights, weights, ess = normalise(cloud.log_weights)
+        return Step(Cloud(cloud.particles, log_weights, cloud.k), weights, total * 0, ess, None, None, False)
+
+    def step(self, last: Step) -> Step:
+        """Resample the cloud of ``last`` where it is too uneven, move it, weigh it."""
+        k, fk = last.k + 1, self.fk
+        alive = self._alive[k]
+        if alive is False:  # every series has ended
+            return self._weigh(k, last.cloud.particles, None, last.cloud.log_weights, (last.cloud, None, False))
+        previous, log_weights, ancestors, resampled = self._resample(k, last, alive)
+        particles = fk.propagate(k, previous, partial(self.noise.draw, k))
+        if alive is not None:
+            particles = tree_where(alive, particles, previous, len(fk.batch_shape))
+        return self._weigh(k, particles, previous, log_weights, (last.cloud, ancestors, resampled))
+
+    def _resample(self, k: int, last: Step, alive: Tensor | None) -> tuple[Any, Tensor, Tensor | None, Tensor | bool]:
+        """The particles to propagate, their log-weights, their ancestors, and the series that were resampled."""
+        cloud, weights, ess = last.cloud, last.weights, last.ess
+        log_weights, correction = cloud.log_weights, None
+        if self.ess_threshold <= 0:
+            return cloud.particles, log_weights, None, False
+        if self.fk.log_twist is not None:
+            # choose by W e^twist, and give the chosen their weight divided by what they were chosen by
+            _, twisted, weights, ess = normalise(log_weights + self.fk.log_twist(k - 1, cloud.particles))
+            log_weights, correction = twisted, log_weights - twisted
+        need = None if self.ess_threshold >= 1 else ess < self.ess_threshold * self.num_particles
+        if alive is not None:
+            need = alive if need is None else need & alive
+        if need is not None and need.device.type == "cpu":
+            if not bool(need if need.dim() == 0 else need.any()):
+                return cloud.particles, cloud.log_weights, None, False
+            need = None if need.dim() == 0 else need
+        weighted = Weighted(
+            (cloud.particles, correction), partial(self.fk.state, cloud.particles), log_weights, weights, need
+        )
+        uniforms = self.noise.uniforms(k, self._uniforms_shape, weights.device)
+        (particles, correction), log_weights, ancestors = self.resampling(weighted, uniforms)
+        if correction is not None:
+            log_weights = log_weights + correction
+        return particles, log_weights, ancestors, True if need is None else need
+
+    def _weigh(self, k: int, particles: Any, previous: Any, log_weights: Tensor, origin: tuple[Any, ...]) -> Step:
+        active = self._active[k]
+        if active is False:
+            potential = log_weights
+        else:
+            potential = log_weights + self.fk.log_potential(k, previous, particles)
+        total, new_log_weights, weights, ess = normalise(potential)
+        if active is False:
+            total, new_log_weights = torch.zeros_like(total), log_weights
+        elif active is not None:
+            total = torch.where(active, total, torch.zeros_like(total))
+            new_log_weights = torch.where(active, new_log_weights, log_weights)
+            weights = torch.where(active, weights, log_weights.exp())
+        return Step(Cloud(particles, new_log_weights, k), weights, total, ess, *origin)
+
+
+def normalise(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Normalise weights over particles: log total, log-weights, weights and effective sample size.
+
+    .. math:: \\log \\sum_n w_n, \\qquad \\log W_n, \\qquad W_n = w_n / \\textstyle\\sum_m w_m, \\qquad
+        1 / \\textstyle\\sum_n W_n^2
+
+    Where all weights are zero the total is -inf and the rest NaN.
+
+    Args:
+        log_weights: ``(N, *batch)``.
+
+    >>> import torch
+    >>> from pyro_ssm.infer.smc.stepper import normalise
+    >>> total, _, weights, ess = normalise(torch.tensor([1.0, 1.0]).log())
+    >>> round(total.exp().item(), 4), weights, ess
+    (2.0, tensor([0.5000, 0.5000]), tensor(2.))
+    """
+    if log_weights.dim() == 1:  # one fused kernel; over several series it sums in sequence, which float32 does not bear
+        normalised = log_weights.log_softmax(0)
+        weights = normalised.exp()
+        # where all weights are zero the total is -inf, and not the NaN of the difference
+        log_total = log_weights.amax(0) - normalised.amax(0).nan_to_num(nan=-1e30)
+        return log_total, normalised, weights, torch.dot(weights, weights).reciprocal()
+    log_total = log_weights.logsumexp(0)
+    normalised = log_weights - log_total
+    weights = normalised.exp()
+    return log_total, normalised, weights, weights.square().sum(0).reciprocal()
+
+
+def _conditions(mask: Tensor | None, num: int) -> list[Any]:
+    """One condition ``(*batch)`` a step: None where it holds for every series, False where for none."""
+    if mask is None:
+        return [None] * num
+    flat = mask.reshape(-1, num)
+    everywhere, somewhere = flat.all(0).tolist(), flat.any(0).tolist()
+    return [None if e else now if s else False for e, s, now in zip(everywhere, somewhere, mask.unbind(-1))]
