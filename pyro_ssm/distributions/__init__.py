@@ -5,5 +5,15 @@ from pyro_ssm.distributions.markov_path import MarkovPath
 from pyro_ssm.distributions.masked import MaskedLaw, masked
 from pyro_ssm.distributions.moments import gaussian_moments
 from pyro_ssm.distributions.observations import Observations
+from pyro_ssm.distributions.singular_normal import SingularNormal, affine_law
 
-__all__ = ["History", "MarkovPath", "MaskedLaw", "Observations", "gaussian_moments", "masked"]
+__all__ = [
+    "History",
+    "MarkovPath",
+    "MaskedLaw",
+    "Observations",
+    "SingularNormal",
+    "affine_law",
+    "gaussian_moments",
+    "masked",
+]

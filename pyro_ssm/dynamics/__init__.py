@@ -1,16 +1,30 @@
 """How the state starts and moves."""
 
+from pyro_ssm.dynamics.harmonic_oscillator import HarmonicOscillator
 from pyro_ssm.dynamics.initial import NormalInitial
+from pyro_ssm.dynamics.integrated_wiener import IntegratedWiener
 from pyro_ssm.dynamics.linear import LinearNormal
+from pyro_ssm.dynamics.linear_sde import LinearSDE, LinearSDEProcess
+from pyro_ssm.dynamics.matern import Matern
 from pyro_ssm.dynamics.neural import FunctionTransition, GatedTransition, MLPTransition
-from pyro_ssm.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck, StationaryInitial
+from pyro_ssm.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
+from pyro_ssm.dynamics.part import Part, Parts
+from pyro_ssm.dynamics.stationary import Stationary, StationaryInitial
 
 __all__ = [
     "FunctionTransition",
     "GatedTransition",
+    "HarmonicOscillator",
+    "IntegratedWiener",
     "LinearNormal",
+    "LinearSDE",
+    "LinearSDEProcess",
     "MLPTransition",
+    "Matern",
     "NormalInitial",
     "OrnsteinUhlenbeck",
+    "Part",
+    "Parts",
+    "Stationary",
     "StationaryInitial",
 ]

@@ -11,9 +11,11 @@ from pyro_ssm.ops.kalman import (
 )
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
+from pyro_ssm.ops.linear_sde import LinearStep, linear_sde_step, linear_sde_step_reference, stationary_root
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
 
 __all__ = [
+    "LinearStep",
     "OpsInfo",
     "backward_conditionals",
     "backward_sample_reference",
@@ -29,5 +31,8 @@ __all__ = [
     "kalman_smoother_reference",
     "linear_scan",
     "linear_scan_reference",
+    "linear_sde_step",
+    "linear_sde_step_reference",
+    "stationary_root",
     "tria",
 ]
