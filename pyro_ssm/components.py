@@ -27,6 +27,7 @@ __all__ = [
     "Affine",
     "AffineGaussian",
     "Component",
+    "Diffuse",
     "Emission",
     "FiniteState",
     "Gaussian",
@@ -290,6 +291,26 @@ class AffineGaussian(Gaussian):
 
     def affine(self, *args: Any, **kwargs: Any) -> Affine:
         raise NotImplementedError(f"{type(self).__name__} must define affine(...) and return components.Affine")
+
+
+class Diffuse(Gaussian):
+    """Capability of an initial law: Gaussian, with infinite variance in some directions.
+
+    .. math:: z_1 = m + L \\varepsilon + D \\delta, \\qquad \\varepsilon \\sim N(0, I), \\quad
+        \\delta \\sim N(0, \\kappa I), \\quad \\kappa \\to \\infty
+
+    It defines ``moments(time, inputs) -> (mean, scale_tril, diffuse)``: ``mean`` ``(..., n)``, ``scale_tril``
+    ``(..., n, n)`` (zero rows where all is diffuse) and ``diffuse`` ``(..., n, q)``. Leading dims, where there are any,
+    end in a time axis of 1, as the batch of an initial law does. Such a law is improper: it cannot be called (to draw
+    from it, or for a path density); the exact Kalman family integrates it out.
+
+    >>> from pyro_ssm.components import Diffuse, Gaussian
+    >>> issubclass(Diffuse, Gaussian)
+    True
+    """
+
+    def moments(self, time: Tensor, inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} must define moments(time, inputs) -> mean, scale_tril, diffuse")
 
 
 class FiniteState:

@@ -1,5 +1,6 @@
 """How the state starts and moves."""
 
+from pyro_ssm.dynamics.diffuse import DiffuseInitial
 from pyro_ssm.dynamics.harmonic_oscillator import HarmonicOscillator
 from pyro_ssm.dynamics.initial import NormalInitial
 from pyro_ssm.dynamics.integrated_wiener import IntegratedWiener
@@ -12,6 +13,7 @@ from pyro_ssm.dynamics.part import Part, Parts
 from pyro_ssm.dynamics.stationary import Stationary, StationaryInitial
 
 __all__ = [
+    "DiffuseInitial",
     "FunctionTransition",
     "GatedTransition",
     "HarmonicOscillator",

@@ -1,5 +1,6 @@
 """Operators on plain tensors: no Pyro, no models; each fast one stands beside a reference in a few plain lines."""
 
+from pyro_ssm.ops.associative_scan import affine_scan, associative_scan
 from pyro_ssm.ops.combiner_path import combiner_path, combiner_path_reference
 from pyro_ssm.ops.composite import composite_backward
 from pyro_ssm.ops.info import OpsInfo, info
@@ -9,6 +10,7 @@ from pyro_ssm.ops.kalman import (
     kalman_filter_reference,
     kalman_smoother_reference,
 )
+from pyro_ssm.ops.kalman_parallel import backward_sample_parallel, kalman_filter_parallel, kalman_smoother_parallel
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
 from pyro_ssm.ops.linear_sde import LinearStep, linear_sde_step, linear_sde_step_reference, stationary_root
@@ -17,7 +19,10 @@ from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_sc
 __all__ = [
     "LinearStep",
     "OpsInfo",
+    "affine_scan",
+    "associative_scan",
     "backward_conditionals",
+    "backward_sample_parallel",
     "backward_sample_reference",
     "combiner_path",
     "combiner_path_reference",
@@ -27,7 +32,9 @@ __all__ = [
     "gru_scan",
     "gru_scan_reference",
     "info",
+    "kalman_filter_parallel",
     "kalman_filter_reference",
+    "kalman_smoother_parallel",
     "kalman_smoother_reference",
     "linear_scan",
     "linear_scan_reference",

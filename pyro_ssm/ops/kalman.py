@@ -18,13 +18,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ssm.ops.linalg import solve_lower, solve_lower_right, tria
+from pyro_ssm.ops.linalg import solve_lower, solve_lower_right, tria, vanishing_pivots
 
 __all__ = [
     "Conditionals",
     "FilterSteps",
     "backward_conditionals",
     "backward_sample_reference",
+    "conditional",
     "hide_rows",
     "kalman_filter_reference",
     "kalman_smoother_reference",
@@ -275,8 +276,7 @@ def backward_conditionals(
     tensor([[[0.5000]]])
     """
     m, L = steps.filtered_mean[..., :-1, :], steps.filtered_scale_tril[..., :-1, :, :]
-    S, K, D = _joint_root(F, Q, L)
-    G = solve_lower_right(K, S)
+    G, D = conditional(*_joint_root(F, Q, L))
     c = m - matvec(G, matvec(F, m) + b)
     if step_mask is not None:
         real = step_mask[..., 1:]
@@ -284,6 +284,25 @@ def backward_conditionals(
         c, D = torch.where(real[..., None], c, zero), torch.where(real[..., None, None], D, zero)
         G = torch.where(real[..., None, None], G, torch.eye(m.shape[-1], dtype=m.dtype, device=m.device))
     return Conditionals(G, c, D)
+
+
+def conditional(S: Tensor, K: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+    """Gain and square root of x given y, for the root [[S, 0], [K, D]] of the law of (y, x).
+
+    .. math:: G = K S^{+}, \\qquad D' D'^T = D D^T + K (I - S^{+} S) K^T
+
+    The last term is 0 unless S is singular: then columns of K may carry what y does not tell.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.kalman import conditional
+    >>> one = torch.ones(1, 1)
+    >>> conditional(0 * one, 3 * one, 0 * one)  # y is a constant
+    (tensor([[0.]]), tensor([[3.]]))
+    """
+    G = solve_lower_right(K, S)
+    if bool(vanishing_pivots(S).any()):
+        D = tria(_beside(D, K - G @ S))
+    return G, D
 
 
 def kalman_smoother_reference(steps: FilterSteps, conditionals: Conditionals) -> tuple[Tensor, Tensor]:
