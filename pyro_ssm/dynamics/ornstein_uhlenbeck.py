@@ -126,4 +126,3 @@ class OrnsteinUhlenbeck(Stationary, AffineGaussian, Transition):
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
         return f"state_dim={self.state_dim}, input_dim={self.input_dim}"
-

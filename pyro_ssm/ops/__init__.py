@@ -1,6 +1,7 @@
 """Operators on plain tensors: no Pyro, no models; each fast one stands beside a reference in a few plain lines."""
 
 from pyro_ssm.ops.associative_scan import affine_scan, associative_scan
+from pyro_ssm.ops.block_diagonal import block_diagonal
 from pyro_ssm.ops.combiner_path import combiner_path, combiner_path_reference
 from pyro_ssm.ops.composite import composite_backward
 from pyro_ssm.ops.info import OpsInfo, info
@@ -24,6 +25,7 @@ __all__ = [
     "backward_conditionals",
     "backward_sample_parallel",
     "backward_sample_reference",
+    "block_diagonal",
     "combiner_path",
     "combiner_path_reference",
     "composite_backward",
