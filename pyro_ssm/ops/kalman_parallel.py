@@ -28,7 +28,22 @@ from pyro_ssm.ops.kalman import (
 )
 from pyro_ssm.ops.linalg import solve_lower, solve_lower_right, tria, vanishing_pivots
 
-__all__ = ["affine_laws", "backward_sample_parallel", "kalman_filter_parallel", "kalman_smoother_parallel"]
+__all__ = [
+    "SingularStep",
+    "affine_laws",
+    "backward_sample_parallel",
+    "kalman_filter_parallel",
+    "kalman_smoother_parallel",
+]
+
+
+class SingularStep(ValueError):
+    """An observation has no noise that is new at its step, so a step alone is no element of the scan.
+
+    >>> from pyro_ssm.ops.kalman_parallel import SingularStep
+    >>> issubclass(SingularStep, ValueError)
+    True
+    """
 
 
 def kalman_filter_parallel(
@@ -56,7 +71,7 @@ def kalman_filter_parallel(
     R R^T`, must not be singular (in the loop it is enough that the predicted covariance of the observation is not).
 
     Raises:
-        ValueError: that sum is singular.
+        SingularStep: that sum is singular.
 
     >>> import torch
     >>> from pyro_ssm.ops import kalman_filter_parallel
@@ -131,7 +146,7 @@ def _elements(
     n, p = F.shape[-1], H.shape[-2]
     S, K, U = _joint_root(H, R, Q)
     if bool(vanishing_pivots(S).any()):
-        raise ValueError(
+        raise SingularStep(
             "the parallel filter needs H Q Q^T H^T + R R^T to be regular, and it is singular at some step: what is "
             'seen has no noise of its own and none from the move before. Use method="sequential"'
         )

@@ -7,72 +7,37 @@ and batches of parameters go through the same call.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.infer.gaussian.system import System, linear_gaussian_system
+from pyro_ssm.infer.gaussian.diffuse import Filtering, conditionals, run_filter
+from pyro_ssm.infer.gaussian.results import DiffuseFiltered, KalmanFiltered, KalmanSmoothed
+from pyro_ssm.infer.gaussian.system import System, linear_gaussian_system, require_density
 from pyro_ssm.ops.kalman import (
-    Conditionals,
     FilterSteps,
-    backward_conditionals,
     backward_sample_reference,
     kalman_filter_reference,
     kalman_smoother_reference,
     matvec,
 )
+from pyro_ssm.ops.kalman_parallel import (
+    SingularStep,
+    backward_sample_parallel,
+    kalman_filter_parallel,
+    kalman_smoother_parallel,
+)
 
 __all__ = ["KalmanFiltered", "KalmanSmoothed", "kalman_filter", "kalman_smoother", "sample_posterior"]
 
-
-class KalmanFiltered(NamedTuple):
-    """What :func:`kalman_filter` returns; ``*batch`` is ``(*draws, *batch)`` of parameters and data together.
-
-    >>> from pyro_ssm.infer.gaussian import KalmanFiltered
-    >>> KalmanFiltered._fields[0]
-    'log_likelihood'
-    """
-
-    log_likelihood: Tensor  # (*batch, time)  log p(y_k | y_<k); exactly 0 where nothing is observed
-    filtered_mean: Tensor  # (*batch, time, state)  E[z_k | y_<=k]
-    filtered_scale_tril: Tensor  # (*batch, time, state, state)
-    predicted_mean: Tensor  # (*batch, time, state)  E[z_k | y_<k]
-    predicted_scale_tril: Tensor  # (*batch, time, state, state)
-
-    @property
-    def exact(self) -> bool:
-        """True: the likelihood and the laws are the model's own, not an approximation."""
-        return True
+METHODS = ("auto", "sequential", "parallel")
+LONG = 128  # times from which on "auto" scans on a GPU: a loop of fewer launches is as fast
 
 
-class KalmanSmoothed(NamedTuple):
-    """What :func:`kalman_smoother` returns.
-
-    >>> from pyro_ssm.infer.gaussian import KalmanSmoothed
-    >>> KalmanSmoothed._fields
-    ('mean', 'scale_tril', 'log_likelihood', 'gain')
-    """
-
-    mean: Tensor  # (*batch, time, state)  E[z_k | y]
-    scale_tril: Tensor  # (*batch, time, state, state)
-    log_likelihood: Tensor  # (*batch, time)  log p(y_k | y_<k)
-    gain: Tensor  # (*batch, time - 1, state, state)  d E[z_k | z_{k+1}, y] / d z_{k+1}
-
-    @property
-    def exact(self) -> bool:
-        """True: the likelihood and the laws are the model's own, not an approximation."""
-        return True
-
-    @property
-    def lag_one_covariance(self) -> Tensor:
-        """:math:`Cov(z_k, z_{k+1} \\mid y)`, ``(*batch, time - 1, state, state)``."""
-        root = self.scale_tril[..., 1:, :, :]
-        return self.gain @ root @ root.mT
-
-
-def kalman_filter(model: Any, data: TimeSeries) -> KalmanFiltered:
+def kalman_filter(model: Any, data: TimeSeries, *, method: str = "auto") -> KalmanFiltered | DiffuseFiltered:
     """The Kalman filter in square-root form: exact laws of each state given the data up to it.
 
     .. math:: p(z_k \\mid y_{\\le k}) = N(m_k, L_k L_k^T), \\qquad
@@ -82,17 +47,29 @@ def kalman_filter(model: Any, data: TimeSeries) -> KalmanFiltered:
     noise is correlated. A padded step adds exactly 0 and carries the last law. On a refined grid the results live at
     the latent times, with a ``log_likelihood`` of 0 between observations.
 
+    A diffuse start (:class:`~pyro_ssm.components.Diffuse`) is taken exactly, not by a large variance. The
+    log-likelihood is then :math:`\\lim_{\\kappa \\to \\infty} \\log p(y) + \\tfrac{q}{2} \\log \\kappa`, with q
+    the number of directions that the data determines and all constants :math:`\\log 2 \\pi` kept; conventions without
+    those of the q determining observations lie :math:`\\tfrac{q}{2} \\log 2 \\pi` higher.
+
     Args:
         model: a :class:`~pyro_ssm.models.StateSpaceModel`, bound, or unbound and without random parameters (inside
             a Pyro trace its random parameters are drawn). Parameters with sample dims give results with sample dims.
         data: with values.
+        method: ``"sequential"`` is a loop over time, ``"parallel"`` an associative scan in logarithmically many steps
+            with several times the work; ``"auto"`` scans on CUDA from 128 times on and loops otherwise, always on a
+            CPU. They agree to rounding.
 
     Returns:
-        Differentiable with respect to parameters and values, to second order where no covariance is singular.
+        :class:`KalmanFiltered`, or :class:`DiffuseFiltered` after a diffuse start (the same, and what is still
+        diffuse). Differentiable with respect to parameters and values, to second order where no covariance is singular.
 
     Raises:
         TypeError: a component is not linear-Gaussian, or the model has a memory.
-        ValueError: the data has no values.
+        ValueError: the data has no values; shapes of the model's matrices do not fit; an unknown method; or the
+            parallel form meets an observation without noise (see :func:`~pyro_ssm.ops.kalman_filter_parallel`).
+        torch.linalg.LinAlgError: an observed vector has a singular law, so that there is no density, or the model's
+            matrices are not finite. It names the time.
 
     Sources: Kalman (1960), "A new approach to linear filtering and prediction problems"; Kailath, Sayed and Hassibi
     (2000), "Linear Estimation", ch. 12 (array forms).
@@ -107,18 +84,24 @@ def kalman_filter(model: Any, data: TimeSeries) -> KalmanFiltered:
     (torch.Size([3, 4]), torch.Size([3, 4, 2]))
     """
     _, system = linear_gaussian_system(model, data, "kalman_filter")
-    steps = _filter(system)
-    lead = steps.log_likelihood.shape[:-1]
-    return KalmanFiltered(*(_expand(part, lead, event) for part, event in zip(steps, (1, 2, 3, 2, 3), strict=True)))
+    filtering = _run(system, method, "kalman_filter")
+    lead = filtering.steps.log_likelihood.shape[:-1]
+    parts = [_expand(part, lead, event) for part, event in zip(filtering.steps, (1, 2, 3, 2, 3), strict=True)]
+    if filtering.phase is None:
+        return KalmanFiltered(*parts)
+    return DiffuseFiltered(*parts, *filtering.diffuse(system.values.dtype))
 
 
-def kalman_smoother(model: Any, data: TimeSeries) -> KalmanSmoothed:
+def kalman_smoother(model: Any, data: TimeSeries, *, method: str = "auto") -> KalmanSmoothed:
     """The Rauch-Tung-Striebel smoother in square-root form: exact laws of each state given all data.
 
     .. math:: p(z_k \\mid y_{1:T}) = N(\\hat m_k, \\hat L_k \\hat L_k^T)
 
     Arguments, missing entries, padding (a padded step repeats the last law), refined grids, gradients and errors as
-    :func:`kalman_filter`.
+    :func:`kalman_filter`. After a diffuse start the laws are the limits of those for :math:`\\kappa \\to \\infty`.
+
+    Raises:
+        ValueError: also where the data does not determine a diffuse start, so that there is no limit.
 
     Source: Rauch, Tung and Striebel (1965), "Maximum likelihood estimates of linear dynamic systems".
 
@@ -131,30 +114,34 @@ def kalman_smoother(model: Any, data: TimeSeries) -> KalmanSmoothed:
     (torch.Size([3, 4, 2]), torch.Size([3, 3, 2, 2]))
     """
     _, system = linear_gaussian_system(model, data, "kalman_smoother")
-    steps = _filter(system)
-    conditionals = _conditionals(system, steps)
-    mean, scale_tril = kalman_smoother_reference(steps, conditionals)
+    filtering = _run(system, method, "kalman_smoother")
+    steps, laws = filtering.steps, conditionals(system, filtering, "kalman_smoother")
+    smooth = kalman_smoother_parallel if _scans(system, method) else kalman_smoother_reference
+    mean, scale_tril = smooth(steps, laws)
     lead = steps.log_likelihood.shape[:-1]
     return KalmanSmoothed(
         _expand(mean, lead, 2),
         _expand(scale_tril, lead, 3),
         _expand(steps.log_likelihood, lead, 1),
-        _expand(conditionals.gain, lead, 3),
+        _expand(laws.gain, lead, 3),
     )
 
 
-def sample_posterior(model: Any, data: TimeSeries, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+def sample_posterior(
+    model: Any, data: TimeSeries, sample_shape: torch.Size | tuple[int, ...] = (), *, method: str = "auto"
+) -> Tensor:
     """Draws of the whole path given all data: filter forwards, sample backwards.
 
     .. math:: z_T \\sim p(z_T \\mid y_{1:T}), \\qquad z_k \\sim p(z_k \\mid z_{k+1}, y_{\\le k})
 
-    Arguments, missing entries and errors as :func:`kalman_filter`; a padded step repeats the last state. Draws come
+    Arguments, missing entries and errors as :func:`kalman_smoother`; a padded step repeats the last state. Draws come
     from torch's global generator and are reparametrised: differentiable in parameters and values.
 
     Args:
         model: as for :func:`kalman_filter`.
         data: with values.
         sample_shape: leftmost dims of independent draws.
+        method: as for :func:`kalman_filter`; the same noise gives the same path to rounding.
 
     Returns:
         ``(*sample_shape, *batch, time, state)``.
@@ -170,13 +157,15 @@ def sample_posterior(model: Any, data: TimeSeries, sample_shape: torch.Size | tu
     torch.Size([10, 3, 4, 2])
     """
     _, system = linear_gaussian_system(model, data, "sample_posterior")
-    steps = _filter(system)
+    filtering = _run(system, method, "sample_posterior")
+    steps, laws = filtering.steps, conditionals(system, filtering, "sample_posterior")
     shape = torch.Size(sample_shape) + steps.log_likelihood.shape[:-1]
     num_times, state = steps.filtered_mean.shape[-2:]
     noise = torch.randn(shape + (num_times, state), dtype=system.mean.dtype, device=system.mean.device)
     root = steps.filtered_scale_tril[..., -1, :, :]
     last = steps.filtered_mean[..., -1, :] + matvec(root, noise[..., -1, :])
-    return backward_sample_reference(_conditionals(system, steps), last, noise[..., :-1, :])
+    draw = backward_sample_parallel if _scans(system, method) else backward_sample_reference
+    return draw(laws, last, noise[..., :-1, :])
 
 
 def _filter(system: System) -> FilterSteps:
@@ -193,11 +182,41 @@ def _filter(system: System) -> FilterSteps:
     )
 
 
-def _conditionals(system: System, steps: FilterSteps) -> Conditionals:
-    moves = system.num_times - 1
-    matrix, offset, scale_tril = system.transition
-    transition = matrix[..., :moves, :, :], offset[..., :moves, :], scale_tril[..., :moves, :, :]
-    return backward_conditionals(steps, *transition, step_mask=system.step_mask)
+def _filter_parallel(system: System) -> FilterSteps:
+    return kalman_filter_parallel(
+        system.values,
+        system.mask,
+        system.mean,
+        system.scale_tril,
+        *system.transition,
+        *system.emission,
+        num_times=system.num_times,
+        observed_index=system.observed_index,
+        step_mask=system.step_mask,
+    )
+
+
+def _filter_by_device(system: System) -> FilterSteps:
+    try:
+        return _filter_parallel(system)
+    except SingularStep:  # an observation without noise: the loop can
+        return _filter(system)
+
+
+def _scans(system: System, method: str) -> bool:
+    """Whether smoother and draws scan over time."""
+    return method == "parallel" or (method == "auto" and system.values.is_cuda and system.num_times >= LONG)
+
+
+def _run(system: System, method: str, caller: str) -> Filtering:
+    if method not in METHODS:
+        raise ValueError(f"{caller}: `method` must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
+    filter: Callable[[System], FilterSteps] = _filter_parallel if method == "parallel" else _filter
+    if method == "auto" and _scans(system, method):
+        filter = _filter_by_device
+    filtering = run_filter(system, filter)
+    require_density(filtering.steps.log_likelihood, system, caller)
+    return filtering
 
 
 def _expand(tensor: Tensor, lead: torch.Size, event: int) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ssm.components import Affine, AffineGaussian, Gaussian, require
+from pyro_ssm.components import Affine, AffineGaussian, Diffuse, Gaussian, require
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions.moments import gaussian_moments
 
-__all__ = ["System", "linear_gaussian_system"]
+__all__ = ["System", "check_affine", "initial_moments", "linear_gaussian_system", "require_density", "require_linear_gaussian"]
 
 INSTEAD = "SVI with a guide (infer.fit)"
 
@@ -20,8 +20,8 @@ class System(NamedTuple):
     """The matrices of a linear-Gaussian model over one data set, leading dims and time broadcast.
 
     >>> from pyro_ssm.infer.gaussian.system import System
-    >>> System._fields
-    ('mean', 'scale_tril', 'transition', 'emission', 'values', 'mask', 'step_mask', 'observed_index', 'num_times')
+    >>> System._fields[:4]
+    ('mean', 'scale_tril', 'transition', 'emission')
     """
 
     mean: Tensor  # (..., state)  of the first state
@@ -33,6 +33,18 @@ class System(NamedTuple):
     step_mask: Tensor | None  # bool (*batch, time), False on padding; None without padding
     observed_index: list[int] | None  # the times of the values; None where every time has them
     num_times: int
+    diffuse: Tensor | None = None  # (..., state, q): directions of infinite variance at first; None: there are none
+
+    def to(self, dtype: torch.dtype) -> System:
+        """The same in another floating dtype."""
+        return self._replace(
+            mean=self.mean.to(dtype),
+            scale_tril=self.scale_tril.to(dtype),
+            transition=Affine(*(part.to(dtype) for part in self.transition)),
+            emission=Affine(*(part.to(dtype) for part in self.emission)),
+            values=self.values.to(dtype),
+            diffuse=None if self.diffuse is None else self.diffuse.to(dtype),
+        )
 
 
 def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[Any, System]:
@@ -51,27 +63,20 @@ def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[A
     >>> linear_gaussian_system.__name__
     'linear_gaussian_system'
     """
-    require(model.initial, Gaussian, method, INSTEAD)
-    require(model.transition, AffineGaussian, method, INSTEAD)
-    require(model.emission, AffineGaussian, method, INSTEAD)
-    if model.memory is not None:
-        raise TypeError(
-            f"{method} integrates the states out, but this model's memory ({type(model.memory).__name__}) follows the "
-            f"path that was drawn. Use {INSTEAD}"
-        )
+    require_linear_gaussian(model, method)
     if data.values is None or data.mask is None:
         raise ValueError(f"{method} needs observations, but `data` has no values. Give TimeSeries(times, values)")
 
     bound = model.bind()
     times, inputs, index = data.times, data.inputs, data.observed_index
     held = None if inputs is None else inputs[..., :1, :]
-    mean, scale_tril = gaussian_moments(bound.initial(times[..., :1], held))
-    if mean.dim() > 1:  # the law's batch ends in a time axis of one step
-        mean, scale_tril = mean[..., 0, :], scale_tril[..., 0, :, :]
+    mean, scale_tril, diffuse = initial_moments(bound, times[..., :1], held)
     emission = bound.emission.affine(
         times if index is None else times[..., index],
         inputs if inputs is None or index is None else inputs[..., index, :],
     )
+    n = mean.shape[-1]
+    check_affine("emission", emission, n)
     if emission.matrix.shape[-2] != data.values.shape[-1]:
         raise ValueError(
             f"`data.values` has {data.values.shape[-1]} columns, but the emission gives {emission.matrix.shape[-2]}"
@@ -80,30 +85,130 @@ def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[A
         transition = bound.transition.affine(
             times[..., :-1], times[..., 1:], None if inputs is None else inputs[..., :-1, :]
         )
+        check_affine("transition", transition, n, n)
     else:  # one time, no move
-        n = mean.shape[-1]
         transition = Affine(mean.new_zeros(1, n, n), mean.new_zeros(1, n), mean.new_zeros(1, n, n))
 
     dtype = data.values.dtype
     for tensor in (mean, scale_tril, *transition, *emission):
         dtype = torch.promote_types(dtype, tensor.dtype)
     system = System(
-        mean.to(dtype),
-        scale_tril.to(dtype),
-        _over_time(transition, dtype),
-        _over_time(emission, dtype),
-        data.values.to(dtype),
+        mean,
+        scale_tril,
+        _over_time(transition),
+        _over_time(emission),
+        data.values,
         data.mask,
         data.step_mask if data.is_ragged else None,
         None if index is None else index.tolist(),
         data.num_times,
+        diffuse,
     )
-    return bound, system
+    return bound, system.to(dtype)
 
 
-def _over_time(law: Affine, dtype: torch.dtype) -> Affine:
-    """The same law in one dtype, each part with a time axis (of 1 where it had none)."""
-    parts = []
-    for part, event in zip(law, (2, 1, 2), strict=True):
-        parts.append((part if part.dim() > event else part.unsqueeze(0)).to(dtype))
-    return Affine(*parts)
+def require_linear_gaussian(model: Any, method: str) -> None:
+    """Raise unless the model is linear-Gaussian and Markov.
+
+    Raises:
+        TypeError: a component lacks the capability, or the model has a memory.
+
+    >>> import pyro_ssm as ssm
+    >>> from pyro_ssm.infer.gaussian.system import require_linear_gaussian
+    >>> require_linear_gaussian(ssm.models.dmm(2, 1), "kalman_filter")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    TypeError: kalman_filter needs a component that is AffineGaussian, got GatedTransition. Use SVI with a guide ...
+    """
+    require(model.initial, Gaussian, method, INSTEAD)
+    require(model.transition, AffineGaussian, method, INSTEAD)
+    require(model.emission, AffineGaussian, method, INSTEAD)
+    if model.memory is not None:
+        raise TypeError(
+            f"{method} integrates the states out, but this model's memory ({type(model.memory).__name__}) follows the "
+            f"path that was drawn. Use {INSTEAD}"
+        )
+
+
+def initial_moments(bound: Any, time: Tensor, inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Mean ``(..., n)``, square root ``(..., n, n)`` and diffuse columns ``(..., n, q)`` of the first state.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.infer.gaussian.system import initial_moments
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.DiffuseInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> initial_moments(model.bind(), torch.zeros(1, dtype=torch.float64), None)[2]
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    diffuse: Tensor | None = None
+    if isinstance(bound.initial, Diffuse):
+        mean, scale_tril, diffuse = bound.initial.moments(time, inputs)
+    else:
+        mean, scale_tril = gaussian_moments(bound.initial(time, inputs))
+    n = mean.shape[-1]
+    wanted = {"mean": (mean, (n,)), "scale_tril": (scale_tril, (n, n))}
+    if diffuse is not None:
+        wanted["diffuse"] = (diffuse, (n, diffuse.shape[-1]))
+    for name, (part, shape) in wanted.items():
+        if part.shape[-len(shape) :] != shape:
+            raise ValueError(f"`{name}` of the initial law has shape {tuple(part.shape)}, but (..., {', '.join(map(str, shape))}) is wanted")
+
+    def at_once(part: Tensor, event: int) -> Tensor:
+        return part.select(-event - 1, 0) if part.dim() > event else part  # the batch ends in a time axis of one step
+
+    if diffuse is not None:
+        diffuse = at_once(diffuse, 2) if diffuse.shape[-1] else None
+    return at_once(mean, 1), at_once(scale_tril, 2), diffuse
+
+
+def check_affine(name: str, law: Affine, columns: int, rows: int | None = None) -> None:
+    """Raise a ``ValueError`` unless the parts of an affine law have shapes that fit each other.
+
+    >>> import torch
+    >>> from pyro_ssm.components import Affine
+    >>> from pyro_ssm.infer.gaussian.system import check_affine
+    >>> check_affine("emission", Affine(torch.ones(1, 2, 3), torch.ones(1, 2), torch.ones(1, 2, 3)), 3)
+    Traceback (most recent call last):
+    ...
+    ValueError: `scale_tril` of the emission has shape (1, 2, 3), but (..., 2, 2) is wanted
+    """
+    rows = law.matrix.shape[-2] if rows is None else rows
+    shapes = {"matrix": (rows, columns), "offset": (rows,), "scale_tril": (rows, rows)}
+    for part, (field, shape) in zip(law, shapes.items(), strict=True):
+        if part.shape[-len(shape) :] != shape:
+            wanted = ", ".join(map(str, shape))
+            raise ValueError(f"`{field}` of the {name} has shape {tuple(part.shape)}, but (..., {wanted}) is wanted")
+
+
+def require_density(log_likelihood: Tensor, system: System, caller: str) -> None:
+    """Raise unless every term of the log-likelihood is a finite number.
+
+    Raises:
+        torch.linalg.LinAlgError: one is not; with the word "singular", by which Pyro's samplers know a divergence.
+
+    >>> from pyro_ssm.infer.gaussian.system import require_density
+    >>> require_density.__name__
+    'require_density'
+    """
+    if bool(log_likelihood.isfinite().all()):
+        return
+    fields = ("matrix", "offset", "scale_tril")
+    named = {"`mean` of the initial law": system.mean, "`scale_tril` of the initial law": system.scale_tril}
+    for name, law in (("transition", system.transition), ("emission", system.emission)):
+        named |= {f"`{field}` of the {name}": part for field, part in zip(fields, law, strict=True)}
+    for name, part in named.items():
+        if not bool(part.isfinite().all()):
+            raise torch.linalg.LinAlgError(f"{caller}: {name} is not finite: a singular or overflowing parameter")
+    *series, step = (~log_likelihood.isfinite()).nonzero()[0].tolist()
+    where = f" of series {series[0] if len(series) == 1 else tuple(series)}" if series else ""
+    raise torch.linalg.LinAlgError(
+        f"{caller}: the law of what is observed at step {step}{where} given what was seen before is singular (or "
+        "overflows), so it has no density. Give the emission noise in every direction in which the state has none, or "
+        "hide entries that repeat others (TimeSeries.hide)"
+    )
+
+
+def _over_time(law: Affine) -> Affine:
+    """The same law, each part with a time axis (of 1 where it had none)."""
+    return Affine(*(part if part.dim() > event else part.unsqueeze(0) for part, event in zip(law, (2, 1, 2), strict=True)))
