@@ -51,7 +51,7 @@ class SingularNormal(MultivariateNormal):
             raise NotImplementedError(
                 "this normal law has no density: its covariance is singular (a component whose state has more "
                 "coordinates than noises). Integrate the states out: infer.Marginal(model) with NUTS or SVI, "
-                "infer.kalman_filter, infer.sample_posterior; what only draws (bootstrap particle filters, predict) works"
+                "infer.kalman_filter, infer.sample_posterior; what only draws (simulation, predict) works"
             )
 
 

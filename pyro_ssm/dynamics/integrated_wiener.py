@@ -45,7 +45,8 @@ class IntegratedWiener(Part):
         ValueError: ``order`` is negative, or ``diffusion`` does not lie above the floor.
 
     Source: Wahba (1978), "Improper priors, spline smoothing and the problem of guarding against model errors in
-    regression"; Wecker and Ansley (1983), "The signal extraction approach to nonlinear regression and spline smoothing".
+    regression"; Wecker and Ansley (1983), "The signal extraction approach to nonlinear regression and spline
+    smoothing".
 
     >>> import torch
     >>> from pyro_ssm.dynamics import IntegratedWiener

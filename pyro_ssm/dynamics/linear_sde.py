@@ -96,8 +96,8 @@ class LinearSDEProcess(Stationary, Part):
         slowest = torch.linalg.eigvals(F.detach()).real.max()
         if not bool(slowest < 0):
             raise ValueError(
-                f"{type(self).__name__.removeprefix('Bound')} has no stationary law: F has an eigenvalue with real part "
-                f"{float(slowest):.6g}, and all must be negative. Use a diffuse or a normal start"
+                f"{type(self).__name__.removeprefix('Bound')} has no stationary law: an eigenvalue of F has the real "
+                f"part {float(slowest):.6g}, and all must be negative. Use a diffuse or a normal start"
             )
         gap = 1 / F.detach().abs().sum(-1).amax(-1)  # any will do
         step = linear_sde_step(F, L, gap)

@@ -137,8 +137,8 @@ class StackedDiffuseInitial(StackedInitial, Diffuse):
 
     .. math:: z_1 = m + L \\varepsilon + D \\delta, \\qquad \\delta \\sim N(0, \\kappa I), \\; \\kappa \\to \\infty,
 
-    each block-diagonal in the parts. Such a law is improper: it is integrated out by the exact Kalman family, and calling
-    it raises.
+    each block-diagonal in the parts. Such a law is improper: it is integrated out by the exact Kalman family, and
+    calling it raises.
 
     Args:
         parts: name -> initial law that is ``Gaussian`` or ``Diffuse``.
@@ -147,7 +147,7 @@ class StackedDiffuseInitial(StackedInitial, Diffuse):
     >>> from pyro_ssm.dynamics import DiffuseInitial, NormalInitial, StackedDiffuseInitial
     >>> start = StackedDiffuseInitial({"level": DiffuseInitial(1), "rest": NormalInitial(1, scale=2.0)})
     >>> mean, root, diffuse = start.moments(torch.zeros(1), None)
-    >>> root.detach()[0], diffuse[0]
+    >>> root[0].detach(), diffuse[0].detach()
     (tensor([[0., 0.],
             [0., 2.]]), tensor([[1.],
             [0.]]))
@@ -157,12 +157,12 @@ class StackedDiffuseInitial(StackedInitial, Diffuse):
         """Raise: an improper law has neither draws nor a density."""
         raise TypeError(
             "StackedDiffuseInitial has infinite variance: it cannot be drawn from, and a path has no density under it. "
-            "Integrate the states out with infer.kalman_filter or infer.Marginal, or give every part a proper start, as "
+            "Integrate the states out with infer.kalman_filter or infer.Marginal, or give every part a proper start: "
             "Level().named(None, start=dynamics.NormalInitial(1))"
         )
 
     def moments(self, time: Tensor, inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean ``(..., 1, state)``, square root ``(..., 1, state, state)`` and diffuse columns ``(..., 1, state, q)``."""
+        """Mean ``(..., 1, state)``, root ``(..., 1, state, state)`` and diffuse columns ``(..., 1, state, q)``."""
         laws = [_moments(part, time, inputs) for part in self.parts.values()]
         return (
             end_to_end([with_time(mean, 1) for mean, _, _ in laws]),

@@ -25,8 +25,8 @@ class DesignNormal(AffineGaussian, Emission):
     .. math::
         y_{k,i} = \\Big(r_{k,i} + \\sum_f \\Lambda_{if}\\, r_{k,j(i,f)}\\Big)^T z_k + d_i + s_i\\, \\varepsilon_{k,i},
 
-    where the rows :math:`r_k` (which may depend on the time and on inputs) come from ``design``: the first ``obs_dim`` of
-    them are seen as they are, and :math:`j(i, f)` names the row that carries factor f to observation i.
+    where the rows :math:`r_k` (which may depend on the time and on inputs) come from ``design``: the first ``obs_dim``
+    of them are seen as they are, and :math:`j(i, f)` names the row that carries factor f to observation i.
 
     Args:
         design: a module ``(time, inputs) -> (..., time or 1, rows, state)``, such as ``structural.Design`` or
@@ -38,7 +38,7 @@ class DesignNormal(AffineGaussian, Emission):
         scale: first value of the noise's standard deviations; None: no noise (what is seen is exact).
         floor: lower bound of the learnable standard deviations.
 
-    Parameters: ``loadings`` :math:`\\Lambda` ``(obs, factors)`` (from 0.5), ``offset`` ``(obs,)``, ``scale`` ``(obs,)``.
+    Parameters: ``loadings`` ``(obs, factors)`` (from 0.5), ``offset`` ``(obs,)``, ``scale`` ``(obs,)``.
 
     Raises:
         ValueError: a size is wrong; or, when called, the state has another size.

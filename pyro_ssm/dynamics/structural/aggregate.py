@@ -21,29 +21,30 @@ _ROUNDING = 1e-9  # of a period: times such as 0.1 * 3 are not exactly where a p
 class Aggregate:
     """How a low-frequency value is made of a signal :math:`x` that moves by shorter steps (a quarter of months).
 
-    ============  =================================================================  ================================
-    ``kind``      a value is                                                         for
-    ============  =================================================================  ================================
-    ``"sum"``     :math:`\\sum_{s \\in \\text{period}} x_s`                             flows (GDP, sales)
-    ``"mean"``    :math:`\\frac1m \\sum_{s \\in \\text{period}} x_s`                     averages (an index, a rate)
-    ``"last"``    :math:`x_k`                                                        stocks at the end of a period
-    ``"growth"``  :math:`\\sum_j w_j x_{k-j}`, :math:`w = (1, 2, \\dots, m, \\dots, 1) / m`  growth of a flow, x the growth a step
-    ``"weights"`` :math:`\\sum_j w_j x_{k-j}` with your ``weights``                    anything else
-    ============  =================================================================  ================================
+    ============= =====================================================================  ===========================
+    ``kind``      a value is                                                             for
+    ============= =====================================================================  ===========================
+    ``"sum"``     :math:`\\sum_{s \\in \\text{period}} x_s`                               flows (GDP, sales)
+    ``"mean"``    :math:`\\frac1m \\sum_{s \\in \\text{period}} x_s`                       averages (an index, a rate)
+    ``"last"``    :math:`x_k`                                                            stocks at the period's end
+    ``"growth"``  :math:`\\sum_j w_j x_{k-j}`, :math:`w = (1, \\dots, m, \\dots, 1) / m`     growth of a flow
+    ``"weights"`` :math:`\\sum_j w_j x_{k-j}` with your ``weights``                        anything else
+    ============= =====================================================================  ===========================
 
-    With m = 3 the growth weights are 1/3, 2/3, 1, 2/3, 1/3 (Mariano and Murasawa 2003). A value is dated at the *last*
-    step of its period, and is missing (masked) at the others. Sums and means carry one more coordinate, the running sum
-    of the steps of this period *before* now (so it starts at 0, exactly, whatever the start of the rest),
+    With m = 3 the growth weights are 1/3, 2/3, 1, 2/3, 1/3 for x the growth a step (Mariano and Murasawa 2003). A
+    value is dated at the *last* step of its period, and is missing (masked) at the others. Sums and means carry one more
+    coordinate, the running sum of the steps of this period *before* now (so it starts at 0, exactly, whatever the start
+    of the rest),
 
     .. math:: c_{k+1} = \\delta_{k+1} (c_k + x_k), \\qquad y_k = w\\,(c_k + x_k) + \\text{noise},
 
     with :math:`\\delta = 0` at the first step of a period and 1 elsewhere; growth and weights carry lags of x.
 
-    The calendar is either a clock or a mark in the inputs. The clock: period j is the times in
-    :math:`[\\text{origin} + j\\,\\text{period}, \\text{origin} + (j + 1)\\,\\text{period})`; steps may be irregular. The
-    mark, for periods of unequal length (weeks in months): column ``column`` of the inputs is 0 inside a period, and at
-    its last step the weight of the sum: 1 for a sum, 1 over the number of steps for a mean (:func:`period_column` makes
-    it). A record that begins within a period has no first value: mask it.
+    The calendar is either a clock or a mark in the inputs. The clock: a period is the times from
+    :math:`\\text{origin} + j\\,\\text{period}` up to, but without, the next of these; steps may be irregular. The mark,
+    for periods of unequal length (weeks in months): column ``column`` of the inputs is 0 inside a period, and at its
+    last step the weight of the sum: 1 for a sum, 1 over the number of steps for a mean (:func:`period_column` makes it).
+    A record that begins within a period has no first value: mask it.
 
     Args:
         kind: see the table.

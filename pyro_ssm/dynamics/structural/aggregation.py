@@ -47,7 +47,7 @@ class Aggregation(nn.Module):
             raise ValueError(f"`aggregates` must be one a signal, {design.num_signals}, got {len(aggregates)}")
         self.design, self.aggregates = design, tuple(aggregates)
         self.num_states = sum(aggregate.num_states for aggregate in aggregates)
-        self.num_lags = max(len(aggregate.lag_weights) for aggregate in aggregates) - 1
+        self.num_lags = max([a.num_states for a in aggregates if not a.is_running], default=0)
 
     def forward(self, time: Tensor, inputs: Tensor | None) -> Tensor:
         """:math:`R_k` ``(..., time or 1, signals, state + memory)``."""
@@ -116,17 +116,17 @@ class Aggregated(Stacked):
     >>> level = Level(scale=1.0)
     >>> quarter = Aggregated({"level": level}, Aggregation(Design(torch.ones(1, 1)), [Aggregate("sum", period=3.0)]))
     >>> times = torch.arange(4.0).double()
-    >>> quarter.affine(times[:-1], times[1:], None).matrix[:, 1]  # a new quarter begins at time 3
+    >>> quarter.affine(times[:-1], times[1:], None).matrix[:, 1].detach()  # a new quarter begins at time 3
     tensor([[1., 1.],
             [1., 1.],
-            [0., 0.]], grad_fn=<SelectBackward0>)
+            [0., 0.]])
     """
 
     def __init__(self, parts: Mapping[str, Transition], aggregation: Aggregation) -> None:
         super().__init__(parts)
         if aggregation.design.state_dim != self.state_dim:
             raise ValueError(
-                f"the design reads a state of {aggregation.design.state_dim} coordinates, the parts have {self.state_dim}"
+                f"the design reads {aggregation.design.state_dim} coordinates, the parts have {self.state_dim} together"
             )
         self.parts_dim = self.state_dim
         self.aggregation = aggregation
@@ -153,7 +153,7 @@ class RunInInitial(Initial, Gaussian):
     """The start of an :class:`Aggregated` transition whose parts are stationary: lags are filled as if the parts had
     always run, and running sums are 0,
 
-    .. math:: z_{1-p} \\sim N(0, P_\\infty), \\qquad \\text{p steps of the transition}, \\qquad p \\text{ the longest lag}.
+    .. math:: z_{1-p} \\sim N(0, P_\\infty), \\qquad p \\text{ steps of the transition (the longest lag)}.
 
     A step before the first time lasts one unit of time (which matters for parts in continuous time only).
 

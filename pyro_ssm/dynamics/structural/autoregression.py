@@ -60,7 +60,8 @@ def to_partial(coefficients: Tensor) -> Tensor:
     >>> to_partial(torch.tensor([0.6, -0.2]))
     tensor([ 0.5000, -0.2000])
     """
-    rest, partial = coefficients, []
+    rest = coefficients
+    partial: list[Tensor] = []
     while len(rest):
         last = rest[-1]
         if not bool(last.abs() < 1):
@@ -158,8 +159,8 @@ class ARMA(StationaryMotion):
     >>> import torch
     >>> from pyro_ssm.dynamics.structural import ARMA
     >>> part = ARMA(1, 1, coefficients=torch.tensor([0.5]), moving_average=torch.tensor([0.4]))
-    >>> round(float(part.stationary()(torch.zeros(1), None).variance[0, 0]), 4)  # (1 + 2 ph th + th^2) / (1 - ph^2)
-    2.08
+    >>> part.stationary()(torch.zeros(1), None).variance[0, 0].detach()  # (1 + 2 ph th + th^2) / (1 - ph^2)
+    tensor(2.0800)
     """
 
     event_dims: ClassVar[Mapping[str, int]] = {"partial": 1, "moving_average": 1, "scale": 1}
@@ -230,7 +231,7 @@ class ParallelAR(StationaryMotion):
     >>> import torch
     >>> from pyro_ssm.dynamics.structural import ParallelAR
     >>> ParallelAR(2, coefficient=0.6, scale=0.8).stationary()(torch.zeros(1), None).variance.detach()
-    tensor([[1., 1.]])
+    tensor([[1.0000, 1.0000]])
     """
 
     event_dims: ClassVar[Mapping[str, int]] = {"coefficient": 1, "scale": 1}
@@ -244,7 +245,7 @@ class ParallelAR(StationaryMotion):
         start = vector_parameter("coefficient", coefficient, size).detach()
         if not bool((start.abs() < 1).all()):
             raise ValueError(f"`coefficient` must lie between -1 and 1, got {coefficient}")
-        self.coefficient = PyroParam(start, constraint=constraints.interval(-1.0, 1.0), event_dim=1)
+        self.coefficient: Any = PyroParam(start, constraint=constraints.interval(-1.0, 1.0), event_dim=1)
         self.scale = positive_parameter("scale", scale, size, floor)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
@@ -264,7 +265,7 @@ def _padded(vector: Tensor, n: int) -> Tensor:
     return torch.nn.functional.pad(vector, (0, n - vector.shape[-1]))
 
 
-def _partial_parameter(order: int, coefficients: Tensor | None) -> PyroParam:
+def _partial_parameter(order: int, coefficients: Tensor | None) -> Any:
     if coefficients is None:
         start = torch.zeros(order)
         start[0] = 0.5

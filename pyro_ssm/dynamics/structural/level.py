@@ -30,7 +30,7 @@ class Level(Motion):
     >>> from pyro_ssm.dynamics.structural import Level
     >>> times = torch.arange(3.0).double()
     >>> Level(scale=2.0)(torch.ones(2, 1), times[:-1], times[1:], None).variance.detach().squeeze(-1)
-    tensor([4.0000, 4.0000])
+    tensor([4., 4.])
     """
 
     event_dims: ClassVar[Mapping[str, int]] = {"scale": 1}
