@@ -100,6 +100,8 @@ def linear_sde_step(F: Tensor, L: Tensor, gap: Tensor) -> LinearStep:
     tensor([[72.0000, 18.0000],
             [18.0000,  6.0000]])
     """
+    lead = torch.broadcast_shapes(F.shape[:-2], L.shape[:-2], gap.shape)
+    F, L = F.expand(lead + F.shape[-2:]), L.expand(lead + L.shape[-2:])
     doublings = _doublings(F, gap)
     if int(doublings.max()) > 0:
         units = _balance(F)
@@ -202,7 +204,7 @@ def _short_step(F: Tensor, L: Tensor, h: Tensor) -> LinearStep:
     terms = max(_TERMS, n + _TERMS // 2)
     step = F * h[..., None, None]
     eye = torch.eye(n, dtype=F.dtype, device=F.device)
-    power, driven = eye.expand(step.shape), L.expand(step.shape[:-2] + L.shape[-2:])
+    power, driven = eye.expand(step.shape), L
     matrix, integral, blocks = power, power, [driven]
     for j in range(1, terms + 1):
         power, driven = step @ power / j, step @ driven / j

@@ -102,6 +102,28 @@ def test_is_statsmodels_dynamic_factor():
     assert float(value) == pytest.approx(wanted, rel=1e-8)
 
 
+@pytest.mark.parametrize("kind", ["sum", "mean", "growth"])
+def test_disaggregated_months_are_the_posterior_of_the_dense_gaussian(kind):
+    low = {2: kind, 3: kind}
+    data = record(low)
+    model = ssm.models.mixed_frequency_factor(4, low, factor_order=2, noise=None, offset=0.2).requires_grad_(False)
+    months = ssm.predict.disaggregate(model.bind(VALUES), data)
+    W, P = rows(["last", "last", kind, kind], 4), monthly_covariance(4)
+    seen = data.mask.flatten()
+    cross, S = (W @ P)[seen], (W @ P @ W.mT)[seen][:, seen]
+    gain = torch.linalg.solve(S, cross).mT
+    mean = (gain @ (data.values.flatten()[seen] - 0.2)).reshape(T + 4, 4)[4:]
+    sd = (P - gain @ cross).diagonal().clamp(min=0).sqrt().reshape(T + 4, 4)[4:]
+    torch.testing.assert_close(months.mean, mean, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(months.sd, sd, rtol=1e-5, atol=1e-5)
+
+
+def test_disaggregate_refuses_a_model_without_aggregates():
+    model = ssm.models.structural(ssm.dynamics.structural.Level())
+    with pytest.raises(TypeError, match="disaggregate needs a model whose values are aggregates"):
+        ssm.predict.disaggregate(model, ssm.TimeSeries(torch.arange(3.0), torch.zeros(3, 1)))
+
+
 def test_two_factors_are_a_sum_of_two_covariances():
     low = {3: "growth"}
     data = record(low)

@@ -32,9 +32,9 @@ class Aggregate:
     ============= =====================================================================  ===========================
 
     With m = 3 the growth weights are 1/3, 2/3, 1, 2/3, 1/3 for x the growth a step (Mariano and Murasawa 2003). A
-    value is dated at the *last* step of its period, and is missing (masked) at the others. Sums and means carry one more
-    coordinate, the running sum of the steps of this period *before* now (so it starts at 0, exactly, whatever the start
-    of the rest),
+    value is dated at the *last* step of its period, and is missing (masked) at the others. Sums and means carry one
+    more coordinate, the running sum of the steps of this period *before* now (so it starts at 0, exactly, whatever the
+    start of the rest),
 
     .. math:: c_{k+1} = \\delta_{k+1} (c_k + x_k), \\qquad y_k = w\\,(c_k + x_k) + \\text{noise},
 
@@ -43,8 +43,8 @@ class Aggregate:
     The calendar is either a clock or a mark in the inputs. The clock: a period is the times from
     :math:`\\text{origin} + j\\,\\text{period}` up to, but without, the next of these; steps may be irregular. The mark,
     for periods of unequal length (weeks in months): column ``column`` of the inputs is 0 inside a period, and at its
-    last step the weight of the sum: 1 for a sum, 1 over the number of steps for a mean (:func:`period_column` makes it).
-    A record that begins within a period has no first value: mask it.
+    last step the weight of the sum: 1 for a sum, 1 over the number of steps for a mean (:func:`period_column` makes
+    it). A record that begins within a period has no first value: mask it.
 
     Args:
         kind: see the table.

@@ -179,7 +179,7 @@ def test_diffuse_start_is_the_limit_of_a_wide_one():
 
 
 def test_smoothed_steps_add_up_to_exact_sums():
-    """Disaggregation: without noise, the smoothed steps of a period sum to the value seen, and their total has no sd."""
+    """Disaggregation: without noise, the smoothed steps of a period sum to the value seen."""
     T = 12
     y = torch.randn(T, 1)
     data = ssm.TimeSeries(torch.arange(float(T)), y, mask=(torch.arange(T) % 3 == 2).unsqueeze(-1))

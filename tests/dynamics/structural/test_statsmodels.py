@@ -131,7 +131,12 @@ def test_random_walk_coefficients(sm):
     values = {"transition.regression.scale": [0.2], "transition.ar.scale": 0.3, "transition.ar.partial": [0.5]}
     _, _, value = ours(AR(1) + Regression(1, scale=0.1), values, y, 0.6, torch.as_tensor(exog))
     theirs = sm.tsa.SARIMAX(
-        y, exog, order=(1, 0, 0), mle_regression=False, time_varying_regression=True, measurement_error=True,
+        y,
+        exog,
+        order=(1, 0, 0),
+        mle_regression=False,
+        time_varying_regression=True,
+        measurement_error=True,
         use_exact_diffuse=True,
     )
     agrees(value, theirs.loglike([0.5, 0.04, 0.36, 0.09]))
