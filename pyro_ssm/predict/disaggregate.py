@@ -24,8 +24,8 @@ def disaggregate(model: Any, data: TimeSeries) -> Contribution:
     Here x is what is aggregated: without the emission's offset (which belongs to the value seen) and without its noise.
 
     Args:
-        model: from ``models.structural(..., aggregate=...)`` or ``models.mixed_frequency_factor``, bound, or unbound and
-            without random parameters. Parameters with sample dims give results with sample dims.
+        model: from ``models.structural(..., aggregate=...)`` or ``models.mixed_frequency_factor``, bound, or unbound
+            and without random parameters. Parameters with sample dims give results with sample dims.
         data: with values. For a nowcast, leave out (mask) what was not published at the time.
 
     Returns:

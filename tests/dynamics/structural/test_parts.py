@@ -37,7 +37,6 @@ D = torch.float64
         lambda: Cycle(7.0, 0.8, 0.6),
         lambda: ParallelAR(2, 0.4, 0.6),
         lambda: Regression(2, scale=0.5),
-        lambda: Cycle(7.0, 0.4, 0.6).stationary(),
         lambda: AR(2).stationary(),
         lambda: ARMA(1, 1, moving_average=0.3).stationary(),
         lambda: ParallelAR(2).stationary(),
