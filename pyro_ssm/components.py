@@ -310,7 +310,9 @@ class Diffuse(Gaussian):
     """
 
     def moments(self, time: Tensor, inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        raise NotImplementedError(f"{type(self).__name__} must define moments(time, inputs) -> mean, scale_tril, diffuse")
+        raise NotImplementedError(
+            f"{type(self).__name__} must define moments(time, inputs) -> mean, scale_tril, diffuse"
+        )
 
 
 class FiniteState:

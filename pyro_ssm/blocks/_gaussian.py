@@ -66,14 +66,17 @@ class AffineNormal(AffineGaussian):
         "scale_tril": 2,
     }
 
-    def _declare(self, matrix: Tensor, input_dim: int, covariance: str, scale: float | Tensor, floor: float) -> None:
+    def _declare(
+        self, matrix: Tensor, input_dim: int, covariance: str, scale: float | Tensor, floor: float, noise: bool = True
+    ) -> None:
         size = matrix.shape[0]
         self.input_dim = check_size("input_dim", input_dim, least=0)
         self.matrix = nn.Parameter(matrix.clone())
         if input_dim:
             self.input_matrix = nn.Parameter(torch.zeros(size, input_dim))
         self.offset = nn.Parameter(torch.zeros(size))
-        set_noise(self, size, covariance, scale, floor)
+        if noise:
+            set_noise(self, size, covariance, scale, floor)
 
     def _shift(self, inputs: Tensor | None) -> Tensor:
         """:math:`B u + b`, ``(out,)`` or ``(..., time, out)``."""

@@ -1,6 +1,8 @@
 """Laws over whole paths and records; masked observations."""
 
 from pyro_ssm.distributions.history import History
+from pyro_ssm.distributions.linear_gaussian_path import LinearGaussianPath, PathMarginals
+from pyro_ssm.distributions.linear_gaussian_ssm import LinearGaussianSSM
 from pyro_ssm.distributions.markov_path import MarkovPath
 from pyro_ssm.distributions.masked import MaskedLaw, masked
 from pyro_ssm.distributions.moments import gaussian_moments
@@ -9,9 +11,12 @@ from pyro_ssm.distributions.singular_normal import SingularNormal, affine_law
 
 __all__ = [
     "History",
+    "LinearGaussianPath",
+    "LinearGaussianSSM",
     "MarkovPath",
     "MaskedLaw",
     "Observations",
+    "PathMarginals",
     "SingularNormal",
     "affine_law",
     "gaussian_moments",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -73,7 +73,9 @@ class DiffuseInitial(Diffuse, Initial):
         if which.dtype != torch.bool:
             raise TypeError(f"`diffuse` must be booleans, True where a coordinate is diffuse, got {diffuse!r}")
         if which.shape != (state_dim,):
-            raise ValueError(f"`diffuse` must have {state_dim} entries, one a coordinate, got shape {tuple(which.shape)}")
+            raise ValueError(
+                f"`diffuse` must have {state_dim} entries, one a coordinate, got shape {tuple(which.shape)}"
+            )
         self.register_buffer("is_diffuse", which.clone())
         self.all_diffuse = bool(which.all())
         if not self.all_diffuse:

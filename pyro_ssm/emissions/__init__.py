@@ -6,14 +6,18 @@ from pyro_ssm.emissions.continuous import Normal, StudentT
 from pyro_ssm.emissions.count import NegativeBinomial, Poisson
 from pyro_ssm.emissions.design import DesignNormal
 from pyro_ssm.emissions.linear import LinearNormal
+from pyro_ssm.emissions.noise import KnownNoise, NoiseFunction, StandardErrors
 
 __all__ = [
     "Bernoulli",
     "Categorical",
     "DesignNormal",
+    "KnownNoise",
     "LinearNormal",
     "NegativeBinomial",
+    "NoiseFunction",
     "Normal",
     "Poisson",
+    "StandardErrors",
     "StudentT",
 ]

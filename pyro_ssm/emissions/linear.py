@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
-from pyro_ssm.blocks._checks import check_size
+from pyro_ssm.blocks._checks import check_choice, check_positive, check_size
 from pyro_ssm.blocks._conditioning import check_state
-from pyro_ssm.blocks._gaussian import AffineNormal
+from pyro_ssm.blocks._gaussian import AffineNormal, diagonal_normal, noise_tril, with_time
+from pyro_ssm.blocks.linear import linear
 from pyro_ssm.components import Affine, Emission
+from pyro_ssm.emissions.noise import KnownNoise
+from pyro_ssm.ops import tria
 
 __all__ = ["LinearNormal"]
 
@@ -28,12 +32,17 @@ class LinearNormal(AffineNormal, Emission):
         matrix: first value of ``C`` ``(obs, state)``; None draws it from :math:`N(0, 1 / \\text{state})`.
         scale: first value of the noise's standard deviations (a number, ``(obs,)``, or a whole factor if full).
         floor: lower bound of the learnable standard deviations.
+        noise: noise that is known and differs from step to step, in the place of the learnable one (or on top of it, if
+            it says so): :class:`StandardErrors` reads the standard error of every entry from ``data.inputs``,
+            :class:`NoiseFunction` takes a function. Columns of inputs that hold errors do not count in ``input_dim``.
 
     Parameters: ``matrix`` ``(obs, state)``, ``input_matrix`` ``(obs, input)`` (from zero), ``offset`` ``(obs,)``,
-    ``scale`` ``(obs,)`` or ``scale_tril`` ``(obs, obs)``.
+    ``scale`` ``(obs,)`` or ``scale_tril`` ``(obs, obs)`` (neither where all noise is known).
 
     Raises:
-        ValueError: a size is wrong; or, when called, the state or inputs have another size or are missing.
+        ValueError: a size is wrong; or, when called, the state or inputs have another size or are missing, or the noise
+            has another shape.
+        TypeError: ``noise`` is of another kind.
 
     >>> import torch
     >>> from pyro_ssm.emissions import LinearNormal
@@ -51,6 +60,7 @@ class LinearNormal(AffineNormal, Emission):
         matrix: Tensor | None = None,
         scale: float | Tensor = 0.5,
         floor: float = 1e-4,
+        noise: KnownNoise | None = None,
     ) -> None:
         super().__init__()
         self.state_dim = check_size("state_dim", state_dim)
@@ -61,16 +71,54 @@ class LinearNormal(AffineNormal, Emission):
             start = torch.as_tensor(matrix).to(torch.get_default_dtype())
         if start.shape != (obs_dim, state_dim):
             raise ValueError(f"`matrix` must have shape ({obs_dim}, {state_dim}), got {tuple(start.shape)}")
-        self._declare(start, input_dim, covariance, scale, floor)
+        if noise is not None and not isinstance(noise, KnownNoise):
+            raise TypeError(
+                f"`noise` must be emissions.StandardErrors, NoiseFunction or another KnownNoise, got "
+                f"{type(noise).__name__}. For noise that is learned leave it out"
+            )
+        self.covariance, self.floor = check_choice("covariance", covariance, ("diagonal", "full")), floor
+        learned = noise is None or noise.plus_learned
+        self._declare(start, input_dim, covariance, scale, check_positive("floor", floor), learned)
+        self.noise = noise
 
     def forward(self, state: Tensor, time: Tensor, inputs: Tensor | None, memory: Tensor | None = None) -> Any:
         """The law of the observations; ``state`` ``(..., time, state)``, ``inputs`` ``(..., time, input)`` or None."""
         check_state(self, state)
-        return self._law(state, inputs)
+        if self.noise is None:
+            return self._law(state, inputs)
+        loc = linear(state, self.matrix, self._shift(self.noise.drivers(inputs)))
+        if self.noise.correlated or self.covariance == "full":
+            return MultivariateNormal(loc, scale_tril=self._known_root(time, inputs), validate_args=False)
+        scale = self._known_root(time, inputs).diagonal(dim1=-2, dim2=-1)
+        return diagonal_normal(loc, torch.where(scale > 0, scale, self.floor))  # 0 where padded; see StandardErrors
 
     def affine(self, time: Tensor, inputs: Tensor | None, memory: Tensor | None = None) -> Affine:
         """:math:`(C,\\; D u_k + d,\\; R)`, with a time axis of 1 where it does not vary."""
-        return self._affine(inputs, self.obs_dim)
+        if self.noise is None:
+            return self._affine(inputs, self.obs_dim)
+        shift = with_time(self._shift(self.noise.drivers(inputs)), 1)
+        offset = shift.expand(shift.shape[:-1] + (self.obs_dim,))
+        return Affine(with_time(self.matrix, 2), offset, self._known_root(time, inputs))
+
+    def _known_root(self, time: Tensor, inputs: Tensor | None) -> Tensor:
+        """The square root ``(..., time, obs, obs)`` of the covariance of each step."""
+        noise, p = self.noise, self.obs_dim
+        root = noise.root(time, inputs).to(self.matrix.dtype)
+        event = 2 if noise.correlated else 1
+        if root.dim() <= event or any(size != p for size in root.shape[-event:]):
+            wanted = ", ".join(["time"] + [str(p)] * event)
+            raise ValueError(
+                f"{type(noise).__name__} gives noise of shape {tuple(root.shape)}, but (..., {wanted}) is wanted, "
+                f"{'factors' if event == 2 else 'standard deviations'} of {p} observed coordinate(s)"
+            )
+        if noise.plus_learned and not noise.correlated and self.covariance == "diagonal":
+            return torch.diag_embed((root.square() + with_time(self.scale, 1).square()).sqrt())
+        root = root if noise.correlated else torch.diag_embed(root)
+        if not noise.plus_learned:
+            return root
+        own = noise_tril(self, p)
+        lead = torch.broadcast_shapes(root.shape[:-2], own.shape[:-2])
+        return tria(torch.cat([part.expand(lead + (p, p)) for part in (root, own)], -1))
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""

@@ -288,7 +288,7 @@ def diffuse_phase(
         filtered.append(law)
         if bool(law.is_proper.all()):
             break
-    return DiffuseSteps(_stack_time(terms, 0), _stack_laws(filtered), _stack_laws(predicted))
+    return DiffuseSteps(torch.stack(torch.broadcast_tensors(*terms), -1), _stack_laws(filtered), _stack_laws(predicted))
 
 
 def _choose_law(condition: Tensor | None, new: DiffuseLaw, old: DiffuseLaw) -> DiffuseLaw:

@@ -116,7 +116,9 @@ def _on_all_times(at: Tensor, num_times: int, *parts: Tensor) -> tuple[Tensor, .
     filled = []
     for part, event, filler in ((y, 1, 0), (H, 2, 0), (d, 1, 0), (R, 2, eye), (mask, 1, False)):
         part = _all(part, num, event)
-        base = torch.zeros(part.shape[: -event - 1] + (num_times,) + part.shape[-event:], dtype=part.dtype).to(at.device)
+        base = torch.zeros(part.shape[: -event - 1] + (num_times,) + part.shape[-event:], dtype=part.dtype).to(
+            at.device
+        )
         if isinstance(filler, Tensor):
             base = base + filler
         filled.append(base.index_copy(-event - 1, at, part))
@@ -143,7 +145,7 @@ def _elements(
     m: Tensor, L: Tensor, F: Tensor, b: Tensor, Q: Tensor, y: Tensor, H: Tensor, d: Tensor, R: Tensor
 ) -> Elements:
     """The elements (A, b, U, eta, Z); the first one is the filtered law (m, L) of the first state."""
-    n, p = F.shape[-1], H.shape[-2]
+    n = F.shape[-1]
     S, K, U = _joint_root(H, R, Q)
     if bool(vanishing_pivots(S).any()):
         raise SingularStep(
@@ -181,7 +183,9 @@ def _combine(one: Elements, two: Elements) -> Elements:
     return A, b, U, eta, tria(_beside(A1.mT @ Z, Z1))
 
 
-def affine_laws(A: Tensor, b: Tensor, U: Tensor, m: Tensor, L: Tensor, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
+def affine_laws(
+    A: Tensor, b: Tensor, U: Tensor, m: Tensor, L: Tensor, *, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
     """Means and square roots along x' = A x + b + U e, all times at once; the parallel form of a loop of ``predict``.
 
     .. math:: m_{k+1} = A_k m_k + b_k, \\qquad L_{k+1} L_{k+1}^T = A_k L_k L_k^T A_k^T + U_k U_k^T

@@ -1,7 +1,7 @@
 import torch
 
-from pyro_ssm.ops import kalman_filter_reference
-from pyro_ssm.ops.kalman import hide_rows, predict, update
+from pyro_ssm.ops import kalman_filter_reference, tria
+from pyro_ssm.ops.kalman import conditional, hide_rows, predict, update
 
 D = torch.float64
 
@@ -65,3 +65,17 @@ def test_singular_transitions_leave_the_posterior_of_a_constant():
     steps = kalman_filter_reference(y, y == y, zero[0], 2 * one[0], one, zero, 0 * one, one, zero, one)
     torch.testing.assert_close(steps.filtered_scale_tril[:, 0, 0] ** -2, 0.25 + torch.arange(1.0, 7.0, dtype=D))
     torch.testing.assert_close(steps.filtered_mean[-1, 0], y.sum() / 6.25)
+
+
+def test_conditional_of_a_singular_law():
+    """What y does not tell of x stays in its covariance: the pseudo-inverse form of the dense law."""
+    torch.manual_seed(0)
+    A = rand(5, 2) @ rand(2, 7)  # y = A[:3] e, x = A[3:] e, of rank 2 only where y hides one of them
+    A[:3] = rand(3, 1) * A[0]
+    law = tria(A)
+    S, K, D_ = law[:3, :3], law[3:, :3], law[3:, 3:]
+    gain, root = conditional(S, K, D_)
+    C = A @ A.T
+    wanted = C[3:, :3] @ torch.linalg.pinv(C[:3, :3], rtol=1e-10, hermitian=True)
+    torch.testing.assert_close(gain @ S @ S.T, C[3:, :3], atol=1e-10, rtol=1e-7)
+    torch.testing.assert_close(root @ root.T, C[3:, 3:] - wanted @ C[:3, 3:], atol=1e-10, rtol=1e-7)

@@ -116,7 +116,9 @@ def conditionals(system: System, filtering: Filtering, method: str) -> Condition
     laws = Conditionals(*(part.to(dtype) for part in laws))
     if first == system.num_times:
         return laws
-    later = FilterSteps(*(part.narrow(-event, first - 1, moves - first + 2) for part, event in zip(steps, EVENTS, strict=True)))
+    later = FilterSteps(
+        *(part.narrow(-event, first - 1, moves - first + 2) for part, event in zip(steps, EVENTS, strict=True))
+    )
     rest = backward_conditionals(
         later,
         *_moves(system.transition, first - 1, moves - first + 1),

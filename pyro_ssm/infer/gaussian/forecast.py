@@ -50,8 +50,8 @@ def forecast(model: Any, data: TimeSeries, times: Any, *, inputs: Any = None, me
         data: with values.
         times: ``(H,)`` or ``(*batch, H)``, increasing and later than the last time of each series; or dates, where the
             times of ``data`` count dates.
-        inputs: ``(H, input)`` or ``(*batch, H, input)``; ``inputs[k]`` holds from ``times[k]`` on. Wanted exactly if the
-            data has inputs.
+        inputs: ``(H, input)`` or ``(*batch, H, input)``; ``inputs[k]`` holds from ``times[k]`` on. Wanted exactly if
+            the data has inputs.
         method: of the filter.
 
     Returns:
@@ -59,8 +59,8 @@ def forecast(model: Any, data: TimeSeries, times: Any, *, inputs: Any = None, me
 
     Raises:
         TypeError, ValueError: as ``kalman_filter``; times that are not later; inputs that are missing or too many; a
-            refined grid (its new gaps would not be refined: forecast the data on its own grid); a diffuse start that the
-            data does not determine.
+            refined grid (its new gaps would not be refined: forecast the data on its own grid); a diffuse start that
+            the data does not determine.
 
     >>> import torch, pyro_ssm as ssm
     >>> from pyro_ssm.infer.gaussian import forecast
@@ -79,11 +79,13 @@ def forecast(model: Any, data: TimeSeries, times: Any, *, inputs: Any = None, me
     length = data.lengths if data.lengths is not None else torch.tensor(data.num_times, device=data.device)
     new = longer.num_times - int(length.max())
     at = length.unsqueeze(-1) + torch.arange(new, device=data.device)  # (H,) or (*batch, H)
-    mean, root = (_pick(part, at, event) for part, event in ((filtered.predicted_mean, 1), (filtered.predicted_scale_tril, 2)))
+    mean, root = (
+        _pick(part, at, event) for part, event in ((filtered.predicted_mean, 1), (filtered.predicted_scale_tril, 2))
+    )
     if isinstance(filtered, DiffuseFiltered) and bool(_pick(filtered.predicted_diffuse, at, 2).any()):
         raise ValueError(
-            "forecast: the observations do not determine the diffuse start, so variances are infinite. Give the model a "
-            "proper start (dynamics.NormalInitial)"
+            "forecast: the observations do not determine the diffuse start, so variances are infinite. Give the model "
+            "a proper start (dynamics.NormalInitial)"
         )
     when = longer.times[at] if not longer.has_own_times else _pick(longer.times, at, 0)
     held = None if longer.inputs is None else _pick(longer.inputs, at, 1)

@@ -86,10 +86,11 @@ def kalman_filter(model: Any, data: TimeSeries, *, method: str = "auto") -> Kalm
     _, system = linear_gaussian_system(model, data, "kalman_filter")
     filtering = _run(system, method, "kalman_filter")
     lead = filtering.steps.log_likelihood.shape[:-1]
-    parts = [_expand(part, lead, event) for part, event in zip(filtering.steps, (1, 2, 3, 2, 3), strict=True)]
+    parts = (_expand(part, lead, event) for part, event in zip(filtering.steps, (1, 2, 3, 2, 3), strict=True))
+    result = KalmanFiltered(*parts)
     if filtering.phase is None:
-        return KalmanFiltered(*parts)
-    return DiffuseFiltered(*parts, *filtering.diffuse(system.values.dtype))
+        return result
+    return DiffuseFiltered(*result, *filtering.diffuse(system.values.dtype))
 
 
 def kalman_smoother(model: Any, data: TimeSeries, *, method: str = "auto") -> KalmanSmoothed:
@@ -215,7 +216,8 @@ def _run(system: System, method: str, caller: str) -> Filtering:
     if method == "auto" and _scans(system, method):
         filter = _filter_by_device
     filtering = run_filter(system, filter)
-    require_density(filtering.steps.log_likelihood, system, caller)
+    first = 0 if filtering.phase is None else filtering.phase.log_likelihood.shape[-1]
+    require_density(filtering.steps, system, caller, first)
     return filtering
 
 

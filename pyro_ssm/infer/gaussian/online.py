@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.components import Affine
-from pyro_ssm.infer.gaussian.system import check_affine, initial_moments, require_linear_gaussian
+from pyro_ssm.infer.gaussian.system import check_affine, initial_moments, no_pivot, require_linear_gaussian
 from pyro_ssm.ops.kalman import HALF_LOG_2PI, _choose, hide_rows, matvec
 from pyro_ssm.ops.kalman import predict as predict_law
 from pyro_ssm.ops.kalman import update as update_law
 from pyro_ssm.ops.kalman_diffuse import DiffuseLaw, diffuse_predict, diffuse_start, diffuse_update
+from pyro_ssm.ops.linalg import vanishing_pivots
 
 __all__ = ["OnlineState", "init", "predict", "update"]
 
@@ -152,7 +153,9 @@ def update(model: Any, state: OnlineState, values: Tensor, mask: Tensor | None =
     look = model.bind().emission.affine(state.time.unsqueeze(-1), _held(state.inputs))
     check_affine("emission", look, state.mean.shape[-1])
     if values.shape[-1:] != look.matrix.shape[-2:-1]:
-        raise ValueError(f"`values` has shape {tuple(values.shape)}, but the emission gives {look.matrix.shape[-2]} values")
+        raise ValueError(
+            f"`values` has shape {tuple(values.shape)}, but the emission gives {look.matrix.shape[-2]} values"
+        )
     mask = ~values.isnan() if mask is None else mask & ~values.isnan()
     told = None if bool(mask.any(-1).all()) else mask.any(-1)
     dtype = torch.promote_types(state.mean.dtype, values.dtype)
@@ -170,8 +173,9 @@ def update(model: Any, state: OnlineState, values: Tensor, mask: Tensor | None =
         new = state._replace(mean=m, scale_tril=L, left=left)
         if bool(DiffuseLaw(m, L, state.reach, left).is_proper.all()):
             new = new._replace(reach=None, left=None)
+    repeats = state.left is None and bool(vanishing_pivots(R).any()) and bool(no_pivot(H @ old[1], R).any())
     term = torch.where(mask, terms, terms.new_zeros(())).sum(-1)
-    if not bool(term.isfinite().all()):
+    if repeats or not bool(term.isfinite().all()):
         raise torch.linalg.LinAlgError(
             f"online.update: the law of what is observed at time {state.time} is singular, so it has no density. Give "
             "the emission noise, or leave out entries that repeat others"

@@ -32,9 +32,9 @@ class KalmanFiltered(NamedTuple):
 class DiffuseFiltered(NamedTuple):
     """What :func:`kalman_filter` returns for a model with a diffuse start.
 
-    Where ``filtered_diffuse`` is not 0 the law is improper, :math:`N(m, L L^T + \\kappa D D^T)` with :math:`\\kappa \\to
-    \\infty`: its mean and square root then belong to one of many ways of writing it, and only contrasts of the state
-    that D does not touch are known.
+    Where ``filtered_diffuse`` is not 0 the law is improper, :math:`N(m, L L^T + \\kappa D D^T)` with
+    :math:`\\kappa \\to \\infty`: its mean and square root then belong to one of many ways of writing it, and only
+    contrasts of the state that D does not touch are known.
 
     >>> from pyro_ssm.infer.gaussian import DiffuseFiltered
     >>> DiffuseFiltered._fields[-2:]

@@ -10,8 +10,18 @@ from torch import Tensor
 from pyro_ssm.components import Affine, AffineGaussian, Diffuse, Gaussian, require
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions.moments import gaussian_moments
+from pyro_ssm.ops.kalman import FilterSteps, hide_rows
+from pyro_ssm.ops.linalg import tria, vanishing_pivots
 
-__all__ = ["System", "check_affine", "initial_moments", "linear_gaussian_system", "require_density", "require_linear_gaussian"]
+__all__ = [
+    "System",
+    "check_affine",
+    "initial_moments",
+    "linear_gaussian_system",
+    "no_pivot",
+    "require_density",
+    "require_linear_gaussian",
+]
 
 INSTEAD = "SVI with a guide (infer.fit)"
 
@@ -152,7 +162,8 @@ def initial_moments(bound: Any, time: Tensor, inputs: Tensor | None) -> tuple[Te
         wanted["diffuse"] = (diffuse, (n, diffuse.shape[-1]))
     for name, (part, shape) in wanted.items():
         if part.shape[-len(shape) :] != shape:
-            raise ValueError(f"`{name}` of the initial law has shape {tuple(part.shape)}, but (..., {', '.join(map(str, shape))}) is wanted")
+            sizes = ", ".join(map(str, shape))
+            raise ValueError(f"`{name}` of the initial law has shape {tuple(part.shape)}, but (..., {sizes}) is wanted")
 
     def at_once(part: Tensor, event: int) -> Tensor:
         return part.select(-event - 1, 0) if part.dim() > event else part  # the batch ends in a time axis of one step
@@ -181,17 +192,24 @@ def check_affine(name: str, law: Affine, columns: int, rows: int | None = None) 
             raise ValueError(f"`{field}` of the {name} has shape {tuple(part.shape)}, but (..., {wanted}) is wanted")
 
 
-def require_density(log_likelihood: Tensor, system: System, caller: str) -> None:
-    """Raise unless every term of the log-likelihood is a finite number.
+def require_density(steps: FilterSteps, system: System, caller: str, first: int = 0) -> None:
+    """Raise unless every observed vector has a density given those before it, and a finite one.
+
+    Args:
+        steps: what a filter of ``system`` left.
+        system: its matrices.
+        caller: the method, for the error.
+        first: the time from which on the predicted laws are proper.
 
     Raises:
-        torch.linalg.LinAlgError: one is not; with the word "singular", by which Pyro's samplers know a divergence.
+        torch.linalg.LinAlgError: with the word "singular", by which Pyro's samplers know a divergence.
 
     >>> from pyro_ssm.infer.gaussian.system import require_density
     >>> require_density.__name__
     'require_density'
     """
-    if bool(log_likelihood.isfinite().all()):
+    broken = ~steps.log_likelihood.isfinite() | _repeats(steps, system, first)
+    if not bool(broken.any()):
         return
     fields = ("matrix", "offset", "scale_tril")
     named = {"`mean` of the initial law": system.mean, "`scale_tril` of the initial law": system.scale_tril}
@@ -200,7 +218,7 @@ def require_density(log_likelihood: Tensor, system: System, caller: str) -> None
     for name, part in named.items():
         if not bool(part.isfinite().all()):
             raise torch.linalg.LinAlgError(f"{caller}: {name} is not finite: a singular or overflowing parameter")
-    *series, step = (~log_likelihood.isfinite()).nonzero()[0].tolist()
+    *series, step = broken.nonzero()[0].tolist()
     where = f" of series {series[0] if len(series) == 1 else tuple(series)}" if series else ""
     raise torch.linalg.LinAlgError(
         f"{caller}: the law of what is observed at step {step}{where} given what was seen before is singular (or "
@@ -209,6 +227,39 @@ def require_density(log_likelihood: Tensor, system: System, caller: str) -> None
     )
 
 
+@torch.no_grad()
+def _repeats(steps: FilterSteps, system: System, first: int) -> Tensor:
+    """Where an entry is a combination of others and of what is known, to rounding; bool ``(..., time)``.
+
+    It cannot be while the noise is regular, and is not looked for then.
+    """
+    none = torch.zeros_like(steps.log_likelihood, dtype=torch.bool)
+    if not bool(vanishing_pivots(system.emission.scale_tril).any()):
+        return none
+    index = list(range(system.num_times)) if system.observed_index is None else system.observed_index
+    _, H, _, R = hide_rows(system.mask, system.values, *system.emission)
+    spread = H @ steps.predicted_scale_tril[..., index, :, :]
+    found = no_pivot(spread, R)
+    found[..., : sum(k < first for k in index)] = False
+    return none.index_copy(-1, torch.tensor(index, device=none.device), found.expand(none.shape[:-1] + (len(index),)))
+
+
+def no_pivot(spread: Tensor, noise: Tensor) -> Tensor:
+    """Whether a row of [H L, R] depends on those before it, to rounding; bool ``(...)``.
+
+    >>> import torch
+    >>> from pyro_ssm.infer.gaussian.system import no_pivot
+    >>> no_pivot(torch.ones(2, 1), torch.zeros(2, 2))
+    tensor(True)
+    """
+    lead = torch.broadcast_shapes(spread.shape[:-2], noise.shape[:-2])
+    rows = torch.cat([part.expand(lead + part.shape[-2:]) for part in (spread, noise)], -1)
+    size = torch.linalg.vector_norm(rows, dim=-1)
+    return (tria(rows).diagonal(dim1=-2, dim2=-1) <= torch.finfo(rows.dtype).eps ** 0.75 * size).any(-1)
+
+
 def _over_time(law: Affine) -> Affine:
     """The same law, each part with a time axis (of 1 where it had none)."""
-    return Affine(*(part if part.dim() > event else part.unsqueeze(0) for part, event in zip(law, (2, 1, 2), strict=True)))
+    return Affine(
+        *(part if part.dim() > event else part.unsqueeze(0) for part, event in zip(law, (2, 1, 2), strict=True))
+    )
