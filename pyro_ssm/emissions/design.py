@@ -105,7 +105,7 @@ class DesignNormal(AffineGaussian, Emission):
         return self.read(self.design(time, inputs))
 
     def read(self, rows: Tensor) -> Tensor:
-        """The matrix made of given rows ``(..., rows, state)``: the first ones, and the factors' with their loadings."""
+        """The matrix of given rows ``(..., rows, state)``: the first ones, and the factors' with their loadings."""
         if not self.has_factors:
             return rows[..., : self.obs_dim, :]
         loadings = with_time(self.loadings, 2).unsqueeze(-1)
