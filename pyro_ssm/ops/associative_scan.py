@@ -41,7 +41,7 @@ def associative_scan(
     Returns:
         The parts of all prefixes, shapes as ``elements``.
 
-    Source: Blelloch (1990), "Prefix sums and their applications", section 1.4.
+    Source: Blelloch (1990), "Prefix sums and their applications".
 
     >>> import torch
     >>> from pyro_ssm.ops import associative_scan

@@ -1,10 +1,11 @@
 """Kalman filtering, smoothing and path sampling in logarithmic time: the same laws as the loops of ``ops.kalman``.
 
-Each step is an element of an associative product, and all laws are its prefixes. On a GPU a long series then takes
-:math:`O(\\log T)` launches instead of :math:`O(T)`; on a CPU the loop wins, since the product does several times the
-work. Square roots throughout (Särkkä and García-Fernández 2021, "Temporal parallelization of Bayesian smoothers";
+Each step is an element of an associative product, and all laws are its prefixes: :math:`O(\\log T)` batched operations
+instead of :math:`O(T)` small ones, for several times the arithmetic and memory. That pays on a GPU for long series, and
+on a CPU against a loop in Python while the state and the batch are small, but not against a compiled loop.
+Square roots throughout (Särkkä and García-Fernández 2021, "Temporal parallelization of Bayesian smoothers";
 Yaghoobi, Corenflos, Hassan and Särkkä 2022, "Parallel square-root statistical linear regression for inference in
-nonlinear state space models", section 4).
+nonlinear state space models").
 """
 
 from __future__ import annotations
