@@ -75,6 +75,7 @@ class Average:
             self.best_step = step
             self.best = {name: x.clone() for name, x in self.averaged.module.state_dict().items()}
         self.curve.append((step, seconds, bound))
+        print(f"step {step}, {seconds / 60:.1f} min, validation {-bound:.3f}", flush=True)
 
     def restore(self) -> None:
         """Put the best averaged weights into model and guide, ready for evaluation."""
@@ -107,6 +108,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--direction", default="future")
     parser.add_argument("--iwae", type=int, default=0, help="particles of the training objective; 0 is the plain bound")
     parser.add_argument("--every", type=int, default=100, help="steps between evaluations of the validation split")
+    parser.add_argument("--start", type=Path, help="weights to go on from (of --weights), instead of fresh ones")
+    parser.add_argument("--weights", type=Path, help="where to write the chosen weights")
     parser.add_argument("--test", action="store_true", help="read the test split")
     parser.add_argument("--samples", type=int, default=1000, help="importance samples on the test split")
     parser.add_argument("--seed", type=int, default=0)
@@ -148,16 +151,25 @@ def bound_per_step(model: nn.Module, guide: nn.Module, data: ssm.TimeSeries, num
     return float(bound.series.sum()) / steps_of(data)
 
 
+def nll_per_step(
+    model: nn.Module, guide: nn.Module, data: ssm.TimeSeries, num_samples: int
+) -> tuple[float, float, float]:
+    """Importance-sampled negative log-likelihood, its standard error, and the median number of effective draws."""
+    estimate = importance_log_likelihood(model, guide, data, num_samples=num_samples, batch=25)
+    steps = steps_of(data)
+    error = float(estimate.standard_error.square().sum().sqrt()) / steps
+    return -float(estimate.log_likelihood.sum()) / steps, error, float(estimate.ess.median())
+
+
 def on_test(args: argparse.Namespace, model: nn.Module, guide: nn.Module) -> dict[str, float]:
     test = polyphonic("jsb", "test").to(device=args.device)
-    steps = steps_of(test)
-    estimate = importance_log_likelihood(model, guide, test, num_samples=args.samples, batch=25)
+    nll, error, ess = nll_per_step(model, guide, test, args.samples)
     return {
-        "steps": steps,
+        "steps": steps_of(test),
         "bound": -bound_per_step(model, guide, test, num_samples=40),
-        "importance_nll": -float(estimate.log_likelihood.sum()) / steps,
-        "importance_standard_error": float(estimate.standard_error.square().sum().sqrt()) / steps,
-        "importance_ess_median": float(estimate.ess.median()),
+        "importance_nll": nll,
+        "importance_standard_error": error,
+        "importance_ess_median": ess,
         "importance_samples": args.samples,
     }
 
@@ -196,7 +208,10 @@ def main() -> None:
     torch.manual_seed(args.seed)
     train, valid = (polyphonic("jsb", split).to(device=args.device) for split in ("train", "valid"))
     model, guide = build(args)
-    start_at_shares(model, train)
+    if args.start:
+        nn.ModuleList([model, guide]).load_state_dict(torch.load(args.start, weights_only=True))
+    else:
+        start_at_shares(model, train)
     average = Average(model, guide, args.decay, valid, args.every)
     started = time.monotonic()
 
@@ -222,14 +237,17 @@ def main() -> None:
     if fitted.num_steps % args.every:
         average.validate(fitted.num_steps, time.monotonic() - started)
     average.restore()
+    if args.weights:
+        torch.save(average.current.state_dict(), args.weights)
     result = {
-        "arguments": {key: value for key, value in vars(args).items() if key != "out"},
+        "arguments": {key: value for key, value in vars(args).items() if not isinstance(value, Path)},
         "torch": torch.__version__,
         "steps": fitted.num_steps,
         "stopped": fitted.stopped,
         "seconds": fitted.seconds,
         "chosen_step": average.best_step,
         "valid_bound": -bound_per_step(model, guide, valid, num_samples=40),
+        "valid_nll": nll_per_step(model, guide, valid, 200)[0],
         "test": on_test(args, model, guide) if args.test else None,
         "curve": {
             "columns": ["step", "seconds", "negative validation bound per step"],
@@ -240,7 +258,7 @@ def main() -> None:
     (args.out / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
     if args.test:
         (args.out / f"{args.name}.md").write_text(table(args, result))
-    shown = ("steps", "stopped", "seconds", "chosen_step", "valid_bound", "test")
+    shown = ("steps", "stopped", "seconds", "chosen_step", "valid_bound", "valid_nll", "test")
     print(args.name, {key: result[key] for key in shown}, flush=True)
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "AffineGaussian",
     "Component",
     "Diffuse",
+    "DiscreteState",
     "Emission",
     "FiniteState",
     "Gaussian",
@@ -315,13 +316,43 @@ class Diffuse(Gaussian):
         )
 
 
-class FiniteState:
-    """Capability: the state takes finitely many values (forward-backward applies).
+class DiscreteState:
+    """Capability: the first coordinate of the state is an index, a whole number 0, 1, ... held as a float.
+
+    Draws of such a state carry no gradient, so reparametrised guides and NUTS over the explicit path are refused.
+
+    >>> from pyro_ssm.components import DiscreteState, FiniteState
+    >>> issubclass(FiniteState, DiscreteState)
+    True
+    """
+
+
+class FiniteState(DiscreteState):
+    """Capability: the state is one of ``num_states`` values (forward-backward applies).
+
+    .. math:: z_k \\in \\{0, \\dots, K - 1\\}, \\qquad P(z_1 = j) \\propto e^{w_j}, \\qquad
+        P(z_{k+1} = j \\mid z_k = i) \\propto e^{W_{k, ij}}
+
+    The state tensor has ``state_dim = 1`` and holds the index in the dtype of the model. An initial law defines
+    ``log_weights(time, inputs, memory=None)``, ``(..., time, K)``; a transition defines ``log_matrix(time, next_time,
+    inputs, memory=None)``, ``(..., time, K, K)``, from row to column. Both are normalised, and may have a time axis of
+    1 where nothing varies. -inf is an event that cannot happen. An emission needs no capability: it is called with
+    each of the K states.
 
     >>> from pyro_ssm.components import FiniteState
-    >>> FiniteState.__name__
-    'FiniteState'
+    >>> FiniteState.log_matrix.__name__
+    'log_matrix'
     """
+
+    num_states: int
+
+    def log_weights(self, time: Tensor, inputs: Tensor | None, memory: Tensor | None = None) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define log_weights(time, inputs, memory=None)")
+
+    def log_matrix(
+        self, time: Tensor, next_time: Tensor, inputs: Tensor | None, memory: Tensor | None = None
+    ) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define log_matrix(time, next_time, inputs, memory=None)")
 
 
 class SampleOnly:

@@ -7,6 +7,7 @@ from pyro_ssm.distributions.markov_path import MarkovPath
 from pyro_ssm.distributions.masked import MaskedLaw, masked
 from pyro_ssm.distributions.moments import gaussian_moments
 from pyro_ssm.distributions.observations import Observations
+from pyro_ssm.distributions.regimes import RegimeNormal
 from pyro_ssm.distributions.singular_normal import SingularNormal, affine_law
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "MaskedLaw",
     "Observations",
     "PathMarginals",
+    "RegimeNormal",
     "SingularNormal",
     "affine_law",
     "gaussian_moments",

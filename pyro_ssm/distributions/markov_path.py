@@ -11,7 +11,7 @@ from pyro.distributions import Independent, Normal, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ssm.components import Initial, Memory, Transition, gaps
+from pyro_ssm.components import DiscreteState, Initial, Memory, Transition, gaps
 from pyro_ssm.distributions.history import History
 
 __all__ = ["MarkovPath"]
@@ -53,7 +53,6 @@ class MarkovPath(TorchDistribution):
     """
 
     arg_constraints: dict[str, Any] = {}
-    has_rsample = True
 
     def __init__(
         self,
@@ -78,7 +77,8 @@ class MarkovPath(TorchDistribution):
             memory = History(memory, gaps(times, like), inputs)
         if batch_shape is None:
             batch_shape = torch.broadcast_shapes(times.shape[:-1], () if inputs is None else inputs.shape[:-2])
-        self._set(step, times.shape[-1], initial.state_dim, memory, step_mask, torch.Size(batch_shape), None)
+        discrete = isinstance(transition, DiscreteState)
+        self._set(step, times.shape[-1], initial.state_dim, memory, step_mask, torch.Size(batch_shape), None, discrete)
 
     @classmethod
     def over(
@@ -91,14 +91,16 @@ class MarkovPath(TorchDistribution):
         step_mask: Tensor | None = None,
         batch_shape: torch.Size | tuple[int, ...] = (),
         draw: Draw | None = None,
+        discrete: bool = False,
     ) -> MarkovPath:
         """A path law from one function ``step(state, k, summary) -> law`` (a guide's).
 
         ``draw``, where all steps are normal, draws the whole path at once: a shape ``(*sample, *batch, time, state)``
-        to the path, its standard normal noise and the scale of each step, all of that shape.
+        to the path, its standard normal noise and the scale of each step, all of that shape. ``discrete`` says that a
+        coordinate of the state is an index, so that draws carry no gradient.
         """
         path = cls.__new__(cls)
-        path._set(step, num_times, state_dim, memory, step_mask, torch.Size(batch_shape), draw)
+        path._set(step, num_times, state_dim, memory, step_mask, torch.Size(batch_shape), draw, discrete)
         return path
 
     def _set(
@@ -110,22 +112,36 @@ class MarkovPath(TorchDistribution):
         step_mask: Tensor | None,
         batch_shape: torch.Size,
         draw: Draw | None,
+        discrete: bool,
     ) -> None:
         self._step, self._history, self._step_mask, self._draw = step, history, step_mask, draw
+        self._discrete = discrete
         self._fresh: tuple[Tensor, Tensor] | None = None
         super().__init__(batch_shape, torch.Size([num_times, state_dim]), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MarkovPath:
         num_times, state_dim = self.event_shape
         path = MarkovPath.__new__(MarkovPath)
-        path._set(self._step, num_times, state_dim, self._history, self._step_mask, torch.Size(batch_shape), self._draw)
+        shape = torch.Size(batch_shape)
+        path._set(self._step, num_times, state_dim, self._history, self._step_mask, shape, self._draw, self._discrete)
         return path
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether a draw is differentiable: not where the state holds an index."""
+        return not self._discrete
 
     @property
     def support(self) -> Any:  # type: ignore[override]
         """Real paths; what asks for it (NUTS, automatic guides) works on every coordinate, and padding has no
         density.
         """
+        if self._discrete:
+            raise ValueError(
+                "the state holds an index (a finite state or a regime), so NUTS and automatic guides cannot walk over "
+                'the explicit path "z". Integrate states out by infer.Marginal: filter=infer.hmm_filter for finite '
+                "states, filter=infer.kim_filter for switching models; or use particle filters"
+            )
         if self._step_mask is not None and not bool(self._step_mask.all()):
             raise ValueError(
                 "series of unequal lengths: the padded coordinates of the path have no density, so NUTS and automatic "

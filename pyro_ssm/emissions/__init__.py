@@ -7,17 +7,26 @@ from pyro_ssm.emissions.count import NegativeBinomial, Poisson
 from pyro_ssm.emissions.design import DesignNormal
 from pyro_ssm.emissions.linear import LinearNormal
 from pyro_ssm.emissions.noise import KnownNoise, NoiseFunction, StandardErrors
+from pyro_ssm.emissions.switching import SwitchingLinear
+from pyro_ssm.emissions.table import ByState, CategoricalTable, NormalTable, PoissonTable, StateTable, StudentTTable
 
 __all__ = [
     "Bernoulli",
+    "ByState",
     "Categorical",
+    "CategoricalTable",
     "DesignNormal",
     "KnownNoise",
     "LinearNormal",
     "NegativeBinomial",
     "NoiseFunction",
     "Normal",
+    "NormalTable",
     "Poisson",
+    "PoissonTable",
     "StandardErrors",
+    "StateTable",
     "StudentT",
+    "StudentTTable",
+    "SwitchingLinear",
 ]

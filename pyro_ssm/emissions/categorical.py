@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from pyro import distributions as dist
 from torch import Tensor
 
 from pyro_ssm.blocks._checks import check_size
+from pyro_ssm.distributions.codes import CategoricalCodes
 from pyro_ssm.emissions._network import NetworkEmission
 
 __all__ = ["Categorical"]
-
-
-class _CategoricalCodes(dist.Categorical):
-    """Class numbers in the dtype of the logits, as the values of a time series are."""
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # torch's own default
-        return super().sample(sample_shape).to(self.logits.dtype)
 
 
 class Categorical(NetworkEmission):
@@ -66,7 +59,7 @@ class Categorical(NetworkEmission):
     def forward(self, state: Tensor, time: Tensor, inputs: Tensor | None, memory: Tensor | None = None) -> Any:
         """The law of the observations; ``state`` ``(..., time, state)``."""
         logits = self._outputs(state, inputs, memory).unflatten(-1, (self.obs_dim, self.num_classes))
-        return dist.Independent(_CategoricalCodes(logits=logits, validate_args=False), 1, validate_args=False)
+        return dist.Independent(CategoricalCodes(logits=logits, validate_args=False), 1, validate_args=False)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""

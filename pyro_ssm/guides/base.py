@@ -11,6 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_ssm.binding import is_bound, random_parameters
+from pyro_ssm.components import DiscreteState
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions import MarkovPath
 from pyro_ssm.distributions.markov_path import Draw
@@ -96,6 +97,7 @@ class Guide(PyroModule):
             step_mask=None if data.lengths is None else data.step_mask,
             batch_shape=batch_shape(model, data),
             draw=self.draw(context) if model.memory is None else None,
+            discrete=isinstance(model.transition, DiscreteState),
         )
 
     def parameters_given(self, data: TimeSeries) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.blocks import Linear
+from pyro_ssm.components import DiscreteState
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides.base import Guide
 from pyro_ssm.guides.encoder import Context, DataEncoder
@@ -56,6 +57,12 @@ class AbstractEncodedGuide(Guide):
         parameters: Callable[..., Any] | None,
     ) -> None:
         super().__init__(model, parameters)
+        if isinstance(model.transition, DiscreteState):
+            raise TypeError(
+                f"{type(self).__name__} draws real states, but the state of {type(model.transition).__name__} holds an "
+                "index. Integrate the states out: infer.Marginal(model, filter=infer.hmm_filter) for finite states, "
+                "filter=infer.kim_filter for switching models; or use particle filters"
+            )
         if direction not in DIRECTIONS:
             raise ValueError(f"`direction` must be one of {DIRECTIONS}, got {direction!r}")
         self.direction, self.looks_ahead, self.scale_floor = direction, direction != "past", scale_floor

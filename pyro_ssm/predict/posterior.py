@@ -15,9 +15,10 @@ from pyro.infer.mcmc.api import AbstractMCMC
 from torch import Tensor
 
 from pyro_ssm.binding import random_parameters
+from pyro_ssm.components import FiniteState
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
-from pyro_ssm.infer import FitResult, evaluating, local_parameters, sample_posterior
+from pyro_ssm.infer import FitResult, evaluating, local_parameters, sample_posterior, sample_posterior_states
 from pyro_ssm.infer.fit_gradient import EmptyGuide
 from pyro_ssm.models import StateSpaceModel, site_name
 from pyro_ssm.predict.parameters import align, by_dotted_name, event_dims, fits, missing_parameters
@@ -60,9 +61,9 @@ def posterior_draws(
     ===========================  =============================================  ===================================
 
     Exact paths are drawn given each draw of the parameters by forward filtering and backward sampling
-    (``infer.sample_posterior``); they need an affine-Gaussian model. Given draws are thinned evenly when fewer are
-    wanted, and used again (with fresh paths, where these are exact) when more are. Draws that are grouped by chain are
-    flattened.
+    (``infer.sample_posterior``); they need affine-Gaussian laws, or finite states. Given draws are thinned
+    evenly when fewer are wanted, and used again (with fresh paths, where these are exact) when more are. Draws that are
+    grouped by chain are flattened.
 
     Args:
         model: unbound, or bound when ``posterior`` is None.
@@ -171,12 +172,14 @@ class _Given(_Source):
 
     def _exact_paths(self, bound: StateSpaceModel, sample_shape: torch.Size) -> Tensor:
         try:
+            if isinstance(bound.transition, FiniteState):
+                return sample_posterior_states(bound, self.data, sample_shape)
             return sample_posterior(bound, self.data, sample_shape)
         except TypeError as error:
             raise TypeError(
                 'the posterior has no draws of the path "z", and paths can be drawn exactly only from an '
-                f"affine-Gaussian model without memory ({error}). Give a guide (infer.fit), or MCMC over the explicit "
-                'path, or draws of "z" from a particle smoother'
+                f"affine-Gaussian or finite-state model without memory ({error}). Give a guide (infer.fit), or MCMC "
+                'over the explicit path, or draws of "z" from a particle smoother'
             ) from error
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from pyro_ssm import dynamics
+from pyro_ssm.components import Initial
+from pyro_ssm.testing import InitialContract, TransitionContract, failures
 from tests.blocks.component_checks import check_component, jitter
 
 
@@ -32,3 +34,19 @@ MAKERS = {
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_contract(make):
     check_component(make)
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_public_contract(make):
+    """The contract that users subclass for their own components holds for those of the package."""
+    component = make()
+    kind = InitialContract if isinstance(component, Initial) else TransitionContract
+    fields = {
+        "make_component": lambda self: make(),
+        "input_dim": getattr(component, "input_dim", 0),
+        "memory_dim": getattr(component, "memory_dim", 0),
+        "num_draws": 5000,
+    }
+    if isinstance(component, dynamics.OrnsteinUhlenbeck) and not component.input_dim:
+        fields["exact_in_gaps"] = True
+    assert failures(type("Subject", (kind,), fields)) == {}

@@ -6,6 +6,7 @@ import torch
 from pyro_ssm import emissions
 from pyro_ssm.binding import bind
 from pyro_ssm.distributions import masked
+from pyro_ssm.testing import EmissionContract, failures
 from tests.blocks.component_checks import STEPS, call, check_component, jitter, tensors
 
 ALL = {"input_dim": 3, "memory_dim": 2, "activation": "tanh"}
@@ -48,3 +49,16 @@ def test_hidden_entries_add_nothing(make):
     torch.testing.assert_close(masked(law, torch.ones_like(mask)).log_prob(y), law.log_prob(y))
     seen.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in component.parameters())
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_public_contract(make):
+    """The contract that users subclass for their own components holds for those of the package."""
+    component = make()
+    fields = {
+        "make_component": lambda self: make(),
+        "input_dim": getattr(component, "input_dim", 0),
+        "memory_dim": getattr(component, "memory_dim", 0),
+        "num_draws": 5000,
+    }
+    assert failures(type("Subject", (EmissionContract,), fields)) == {}

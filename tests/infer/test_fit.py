@@ -12,6 +12,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import nn
 
+from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer import (
     IWAE,
     FitError,
@@ -163,6 +164,25 @@ def test_an_epoch_visits_every_series_once_in_a_new_order():
     assert torch.equal(Batches(data, 4, seed=3).at(4).index, epochs[1][4:8])  # no need to walk there
     result = fit(Chain(), LinearGuide(), data, num_epochs=2, batch_size=4, **QUIET)
     assert result.num_steps == 6 == len(result.losses)
+
+
+def test_by_length_each_series_is_seen_once_an_epoch_beside_series_of_like_length():
+    lengths = torch.tensor([9, 2, 5, 3, 9, 4, 2, 7, 5, 3])
+    values = torch.zeros(10, 9, 1)
+    data = TimeSeries(torch.arange(9.0), values, lengths=lengths)
+    batches = Batches(data, 4, seed=3, by_length=True)
+    assert batches.per_epoch == 3
+    smaller = set()
+    for epoch in range(20):
+        cut = [batches.at(3 * epoch + i) for i in range(3)]
+        assert torch.equal(torch.cat([batch.index for batch in cut]).sort().values, torch.arange(10))
+        ranges = sorted((int(batch.lengths.min()), int(batch.lengths.max())) for batch in cut)
+        assert all(upper <= lower for (_, upper), (lower, _) in zip(ranges, ranges[1:]))
+        assert all(batch.num_times == int(batch.lengths.max()) for batch in cut)
+        smaller |= {int(batch.lengths.max()) for batch in cut if len(batch) == 2}
+    assert len(smaller) > 1  # the smaller mini-batch, whose series weigh more, is not always that of the longest
+    again = Batches(data, 4, seed=3, by_length=True).at(31)
+    assert torch.equal(again.index, batches.at(31).index)  # a function of seed and step alone
 
 
 # --------------------------------------------------------------------------------- what is not differentiable
