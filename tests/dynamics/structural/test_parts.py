@@ -190,3 +190,32 @@ def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="without damping or noise has no stationary law"):
         Cycle(damping=None).stationary()(TIMES[:1], None)
     assert math.isclose(float(Cycle(period=10.0).period.detach()), 10.0, rel_tol=1e-5)
+
+
+def everything():
+    return Trend(0.3, 0.05) + Seasonal(4, scale=0.1) + Cycle(9.0, 0.8, 0.4) + AR(2, scale=0.5) + Regression(1)
+
+
+def test_gradients_reach_every_parameter():
+    model = ssm.models.structural(everything(), noise=0.3)
+    data = ssm.TimeSeries(torch.arange(30.0), torch.randn(2, 30, 1), inputs=torch.randn(30, 1))
+    ssm.infer.kalman_filter(model, data).log_likelihood.sum().backward()
+    for name, p in model.named_parameters():
+        assert torch.isfinite(p.grad).all() and (p.grad != 0).all(), name
+
+
+def test_ragged_batches_missing_values_and_float32():
+    model = ssm.models.structural(everything(), noise=0.3).requires_grad_(False)
+    u = torch.randn(2, 30, 1)
+    y, lengths = torch.randn(2, 30, 1), torch.tensor([30, 21])
+    y[0, 5:9] = float("nan")
+    data = ssm.TimeSeries(torch.arange(30.0), y, inputs=u, lengths=lengths)
+    single = ssm.infer.kalman_filter(model, data).log_likelihood
+    assert single.dtype == torch.float32 and (single[1, 21:] == 0).all()
+    model, data = model.double(), data.to(dtype=D)
+    both = ssm.infer.kalman_filter(model, data).log_likelihood
+    torch.testing.assert_close(single.double().sum(-1), both.sum(-1), rtol=1e-4, atol=1e-3)
+    for b, n in enumerate(lengths):
+        alone = ssm.TimeSeries(torch.arange(float(n)), y[b, :n].double(), inputs=u[b, :n].double())
+        wanted = ssm.infer.kalman_filter(model, alone).log_likelihood
+        torch.testing.assert_close(both[b, :n], wanted, rtol=1e-8, atol=1e-8)
