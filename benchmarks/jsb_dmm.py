@@ -49,13 +49,16 @@ class HidingGuide(ssm.guides.Structured):
 
 
 class Average:
-    """The exponentially averaged weights of model and guide, and the best of them on the validation split."""
+    """The exponentially averaged weights of model and guide, and the best of them on the validation split.
 
-    def __init__(self, model: nn.Module, guide: nn.Module, decay: float, valid: ssm.TimeSeries, every: int) -> None:
+    What is best is told by the bound, and with ``--iwae`` by the importance-weighted bound of 25 draws.
+    """
+
+    def __init__(self, model: nn.Module, guide: nn.Module, valid: ssm.TimeSeries, args: argparse.Namespace) -> None:
         self.current = nn.ModuleList([model, guide])
-        self.averaged = AveragedModel(self.current, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.averaged = AveragedModel(self.current, multi_avg_fn=get_ema_multi_avg_fn(args.decay))
         self.averaged.eval()
-        self.valid, self.every = valid, every
+        self.valid, self.every, self.iwae = valid, args.every, args.iwae
         self.curve: list[tuple[int, float, float]] = []
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
@@ -70,7 +73,10 @@ class Average:
         devices = [self.valid.device] if self.valid.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)
-            bound = bound_per_step(*self.averaged.module, self.valid, num_samples=4)
+            if self.iwae:
+                bound = -nll_per_step(*self.averaged.module, self.valid, num_samples=25)[0]
+            else:
+                bound = bound_per_step(*self.averaged.module, self.valid, num_samples=4)
         if all(bound > earlier for _, _, earlier in self.curve):
             self.best_step = step
             self.best = {name: x.clone() for name, x in self.averaged.module.state_dict().items()}
@@ -212,7 +218,7 @@ def main() -> None:
         nn.ModuleList([model, guide]).load_state_dict(torch.load(args.start, weights_only=True))
     else:
         start_at_shares(model, train)
-    average = Average(model, guide, args.decay, valid, args.every)
+    average = Average(model, guide, valid, args)
     started = time.monotonic()
 
     def follow(step: int, loss: float) -> bool:

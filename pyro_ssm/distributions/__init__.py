@@ -8,6 +8,7 @@ from pyro_ssm.distributions.masked import MaskedLaw, masked
 from pyro_ssm.distributions.moments import gaussian_moments
 from pyro_ssm.distributions.observations import Observations
 from pyro_ssm.distributions.regimes import RegimeNormal
+from pyro_ssm.distributions.singular_normal import SingularNormal, affine_law
 
 __all__ = [
     "History",
@@ -18,6 +19,8 @@ __all__ = [
     "Observations",
     "PathMarginals",
     "RegimeNormal",
+    "SingularNormal",
+    "affine_law",
     "gaussian_moments",
     "masked",
 ]

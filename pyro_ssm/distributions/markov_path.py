@@ -183,7 +183,7 @@ class MarkovPath(TorchDistribution):
                 if law.batch_shape != shape + (1,):
                     law = law.expand(shape + (1,))
                 state = law.rsample() if law.has_rsample else law.sample()
-                terms.append(_log_prob_or_nan(law, state))
+                terms.append(_log_prob_or_none(law, state))
             states.append(state)
             if history is not None:
                 carry, summary, value = history.advance(carry, summary, state, k)
@@ -192,7 +192,7 @@ class MarkovPath(TorchDistribution):
         path = torch.cat(states, -2)
         if not terms:
             self._fresh = (path, self._hide_padding(_normal_terms(torch.cat(noises, -2), torch.cat(scales, -2))))
-        elif not noises:
+        elif not noises and all(term is not None for term in terms):
             self._fresh = (path, self._hide_padding(torch.cat(terms, -1)))
         if history is not None and history.simulates:
             history.remember(path, torch.cat(observations, -2))
@@ -231,9 +231,9 @@ def _normal_terms(noise: Tensor, scale: Tensor) -> Tensor:
     return -0.5 * noise.square().sum(-1) - scale.log().sum(-1) - constant
 
 
-def _log_prob_or_nan(law: Any, value: Tensor) -> Tensor:
-    """A law that can only be sampled has no density; the path's log_prob then says so when it is asked."""
+def _log_prob_or_none(law: Any, value: Tensor) -> Tensor | None:
+    """A law that can only be drawn from has no density: nothing is cached, and log_prob raises when it is asked."""
     try:
         return law.log_prob(value)
     except NotImplementedError:
-        return torch.full(value.shape[:-1], float("nan"), dtype=value.dtype, device=value.device)
+        return None

@@ -1,14 +1,22 @@
 """How the state starts and moves."""
 
+from pyro_ssm.dynamics import structural
 from pyro_ssm.dynamics.diffuse import DiffuseInitial
 from pyro_ssm.dynamics.durations import CategoricalDuration, NegativeBinomialDuration, PoissonDuration
 from pyro_ssm.dynamics.finite import CategoricalInitial, MarkovChain
-from pyro_ssm.dynamics.initial import NormalInitial
+from pyro_ssm.dynamics.harmonic_oscillator import HarmonicOscillator
+from pyro_ssm.dynamics.initial import KnownInitial, NormalInitial
+from pyro_ssm.dynamics.integrated_wiener import IntegratedWiener
 from pyro_ssm.dynamics.linear import LinearNormal
+from pyro_ssm.dynamics.linear_sde import LinearSDE, LinearSDEProcess
 from pyro_ssm.dynamics.markov_jump import MarkovJump
+from pyro_ssm.dynamics.matern import Matern
 from pyro_ssm.dynamics.neural import FunctionTransition, GatedTransition, MLPTransition
-from pyro_ssm.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck, StationaryInitial
+from pyro_ssm.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
+from pyro_ssm.dynamics.part import Part, Parts
 from pyro_ssm.dynamics.semi_markov import SemiMarkov, SemiMarkovInitial
+from pyro_ssm.dynamics.stacked import Stacked, StackedDiffuseInitial, StackedInitial, stack_initials
+from pyro_ssm.dynamics.stationary import Stationary, StationaryInitial
 from pyro_ssm.dynamics.switching import SwitchingInitial, SwitchingLinear
 
 __all__ = [
@@ -17,17 +25,31 @@ __all__ = [
     "DiffuseInitial",
     "FunctionTransition",
     "GatedTransition",
+    "HarmonicOscillator",
+    "IntegratedWiener",
+    "KnownInitial",
     "LinearNormal",
+    "LinearSDE",
+    "LinearSDEProcess",
     "MLPTransition",
     "MarkovChain",
     "MarkovJump",
+    "Matern",
     "NegativeBinomialDuration",
     "NormalInitial",
     "OrnsteinUhlenbeck",
+    "Part",
+    "Parts",
     "PoissonDuration",
     "SemiMarkov",
     "SemiMarkovInitial",
+    "Stacked",
+    "StackedDiffuseInitial",
+    "StackedInitial",
+    "Stationary",
     "StationaryInitial",
     "SwitchingInitial",
     "SwitchingLinear",
+    "stack_initials",
+    "structural",
 ]

@@ -14,8 +14,9 @@ from pyro_ssm.blocks._gaussian import noise_law, set_noise
 from pyro_ssm.blocks.linear import linear
 from pyro_ssm.blocks.parameters import vector_parameter
 from pyro_ssm.components import Gaussian, Initial
+from pyro_ssm.distributions import SingularNormal
 
-__all__ = ["NormalInitial"]
+__all__ = ["KnownInitial", "NormalInitial"]
 
 
 class NormalInitial(Initial, Gaussian):
@@ -76,3 +77,45 @@ class NormalInitial(Initial, Gaussian):
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
         return f"state_dim={self.state_dim}, input_dim={self.input_dim}, covariance={self.covariance!r}"
+
+
+class KnownInitial(Initial, Gaussian):
+    """A start that is known,
+
+    .. math:: z_1 = v.
+
+    A Gaussian law with no variance: it can be drawn from and goes into the Kalman family, and has no density.
+
+    Args:
+        value: v ``(state,)``; not learnt.
+
+    Shapes:
+        The law has batch ``(..., 1)`` (that of ``time``) and event ``(state,)``.
+
+    Raises:
+        ValueError: ``value`` is not a vector.
+
+    >>> import torch
+    >>> from pyro_ssm.dynamics import KnownInitial
+    >>> KnownInitial(torch.tensor([1.0, 2.0]))(torch.zeros(1), None).sample()
+    tensor([[1., 2.]])
+    """
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        value = torch.as_tensor(value).detach().to(torch.get_default_dtype())
+        if value.dim() != 1 or not len(value):
+            raise ValueError(f"`value` must have shape (state,), got shape {tuple(value.shape)}")
+        self.state_dim = len(value)
+        self.register_buffer("value", value.clone())
+
+    def forward(self, time: Tensor, inputs: Tensor | None, memory: Tensor | None = None) -> Any:
+        """The law of the first state; ``time`` ``(..., 1)``."""
+        zero = self.value.new_zeros(self.state_dim, self.state_dim)
+        return SingularNormal(self.value.expand(time.shape + self.value.shape), scale_tril=zero, validate_args=False)
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        return f"state_dim={self.state_dim}"

@@ -1,4 +1,4 @@
-"""The Ornstein-Uhlenbeck process, exact over gaps of any length, and its stationary start."""
+"""The Ornstein-Uhlenbeck process, exact over gaps of any length."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pyro_ssm.blocks._conditioning import check_state, inputs_of
 from pyro_ssm.blocks._gaussian import diagonal_normal, with_time
 from pyro_ssm.blocks.linear import linear
 from pyro_ssm.blocks.parameters import positive_parameter, vector_parameter
-from pyro_ssm.components import Affine, AffineGaussian, Gaussian, Initial, Transition, gap
+from pyro_ssm.components import Affine, AffineGaussian, Transition, gap
+from pyro_ssm.dynamics.stationary import Stationary
 
-__all__ = ["OrnsteinUhlenbeck", "StationaryInitial"]
+__all__ = ["OrnsteinUhlenbeck"]
 
 _LEAST_VARIANCE = 1e-20  # only a gap of zero goes below; a root of zero would be a NaN in the gradient
 
@@ -28,7 +29,7 @@ class _Moments(NamedTuple):
     scale: Tensor
 
 
-class OrnsteinUhlenbeck(AffineGaussian, Transition):
+class OrnsteinUhlenbeck(Stationary, AffineGaussian, Transition):
     """Mean-reverting motion in continuous time, coordinate by coordinate,
 
     .. math::
@@ -98,9 +99,10 @@ class OrnsteinUhlenbeck(AffineGaussian, Transition):
         decay, shift, scale = (self._full(moment) for moment in self._moments(gap(time, next_time, self.mean), inputs))
         return Affine(torch.diag_embed(decay), shift, torch.diag_embed(scale))
 
-    def stationary(self) -> StationaryInitial:
-        """The initial law that this process forgets towards; it shares this transition's parameters."""
-        return StationaryInitial(self)
+    def stationary_law(self, inputs: Tensor | None) -> Any:
+        """:math:`N(m + B u, q^2 / 2 r)`, ``(..., state)``."""
+        loc = self._mean_level(inputs)
+        return diagonal_normal(loc.expand(loc.shape[:-1] + (self.state_dim,)), self._stationary_variance().sqrt())
 
     def _moments(self, gap: Tensor, inputs: Tensor | None) -> _Moments:
         rate = self.rate
@@ -124,38 +126,3 @@ class OrnsteinUhlenbeck(AffineGaussian, Transition):
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
         return f"state_dim={self.state_dim}, input_dim={self.input_dim}"
-
-
-class StationaryInitial(Initial, Gaussian):
-    """The stationary law of an :class:`OrnsteinUhlenbeck` process, sharing its parameters,
-
-    .. math:: z_1 \\sim N\\left(m + B u_1,\\; \\frac{q^2}{2 r}\\right).
-
-    With it, and without inputs, an unobserved first time changes nothing: the law at the second is the same. With
-    inputs, the first ones are taken to have held for ever. In a model, the parameters keep the transition's names.
-
-    Args:
-        transition: the process; give the same object to the model as its transition.
-
-    Raises:
-        TypeError: ``transition`` is not an :class:`OrnsteinUhlenbeck`.
-
-    >>> import torch
-    >>> from pyro_ssm.dynamics import OrnsteinUhlenbeck
-    >>> transition = OrnsteinUhlenbeck(state_dim=2, rate=2.0)
-    >>> transition.stationary()(torch.zeros(1, dtype=torch.float64), None).variance.detach()
-    tensor([[0.2500, 0.2500]])
-    """
-
-    def __init__(self, transition: OrnsteinUhlenbeck) -> None:
-        super().__init__()
-        if not isinstance(transition, OrnsteinUhlenbeck):
-            raise TypeError(f"`transition` must be an OrnsteinUhlenbeck, got {type(transition).__name__}")
-        self.state_dim = transition.state_dim
-        self.transition = transition
-
-    def forward(self, time: Tensor, inputs: Tensor | None, memory: Tensor | None = None) -> Any:
-        """The law of the first state; ``time`` ``(..., 1)``, ``inputs`` ``(..., 1, input)`` or None."""
-        loc = self.transition._mean_level(inputs)
-        batch = torch.broadcast_shapes(loc.shape[:-1], time.shape)
-        return diagonal_normal(loc.expand(batch + (self.state_dim,)), self.transition._stationary_variance().sqrt())

@@ -4,6 +4,7 @@ from pyro_ssm.emissions.binary import Bernoulli
 from pyro_ssm.emissions.categorical import Categorical
 from pyro_ssm.emissions.continuous import Normal, StudentT
 from pyro_ssm.emissions.count import NegativeBinomial, Poisson
+from pyro_ssm.emissions.design import DesignNormal
 from pyro_ssm.emissions.linear import LinearNormal
 from pyro_ssm.emissions.noise import KnownNoise, NoiseFunction, StandardErrors
 from pyro_ssm.emissions.switching import SwitchingLinear
@@ -14,6 +15,7 @@ __all__ = [
     "ByState",
     "Categorical",
     "CategoricalTable",
+    "DesignNormal",
     "KnownNoise",
     "LinearNormal",
     "NegativeBinomial",

@@ -1,10 +1,12 @@
 """State-space models as Pyro programs, and named models as short factories."""
 
 from pyro_ssm.models.laws import BoundModel, batch_shape, emission_law, history, observation_law, path_law
+from pyro_ssm.models.mixed_frequency import mixed_frequency_factor
 from pyro_ssm.models.named import dmm, srnn, vrnn
 from pyro_ssm.models.plates import series_plate, site_name
 from pyro_ssm.models.recurrent import MemoryNormal, MemoryNormalInitial, RecurrentMemory
 from pyro_ssm.models.state_space import StateSpaceModel
+from pyro_ssm.models.unobserved_components import structural
 
 __all__ = [
     "BoundModel",
@@ -16,10 +18,12 @@ __all__ = [
     "dmm",
     "emission_law",
     "history",
+    "mixed_frequency_factor",
     "observation_law",
     "path_law",
     "series_plate",
     "site_name",
     "srnn",
+    "structural",
     "vrnn",
 ]

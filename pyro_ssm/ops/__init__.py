@@ -2,6 +2,7 @@
 
 from pyro_ssm.ops import resampling
 from pyro_ssm.ops.associative_scan import affine_scan, associative_scan
+from pyro_ssm.ops.block_diagonal import block_diagonal
 from pyro_ssm.ops.combiner_path import combiner_path, combiner_path_reference
 from pyro_ssm.ops.composite import composite_backward
 from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
@@ -15,15 +16,18 @@ from pyro_ssm.ops.kalman import (
 from pyro_ssm.ops.kalman_parallel import backward_sample_parallel, kalman_filter_parallel, kalman_smoother_parallel
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
+from pyro_ssm.ops.linear_sde import LinearStep, linear_sde_step, linear_sde_step_reference, stationary_root
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
 
 __all__ = [
+    "LinearStep",
     "OpsInfo",
     "affine_scan",
     "associative_scan",
     "backward_conditionals",
     "backward_sample_parallel",
     "backward_sample_reference",
+    "block_diagonal",
     "combiner_path",
     "combiner_path_reference",
     "composite_backward",
@@ -40,6 +44,9 @@ __all__ = [
     "kalman_smoother_reference",
     "linear_scan",
     "linear_scan_reference",
+    "linear_sde_step",
+    "linear_sde_step_reference",
     "resampling",
+    "stationary_root",
     "tria",
 ]

@@ -157,5 +157,5 @@ def test_gradient_of_the_law():
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="`rate` must lie above its floor"):
         OrnsteinUhlenbeck(2, rate=-1.0)
-    with pytest.raises(TypeError, match="must be an OrnsteinUhlenbeck, got LinearNormal"):
+    with pytest.raises(TypeError, match="must be a Transition with a stationary law .*, got LinearNormal"):
         StationaryInitial(LinearNormal(2))
