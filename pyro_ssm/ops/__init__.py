@@ -11,17 +11,23 @@ from pyro_ssm.ops.kalman import (
 )
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
+from pyro_ssm.ops.quadrature import SigmaPoints, cubature_rule, gauss_hermite_rule, unscented_rule
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
+from pyro_ssm.ops.taper import gaspari_cohn
 
 __all__ = [
     "OpsInfo",
+    "SigmaPoints",
     "backward_conditionals",
     "backward_sample_reference",
     "combiner_path",
     "combiner_path_reference",
     "composite_backward",
+    "cubature_rule",
     "elman_scan",
     "elman_scan_reference",
+    "gaspari_cohn",
+    "gauss_hermite_rule",
     "gru_scan",
     "gru_scan_reference",
     "info",
@@ -30,4 +36,5 @@ __all__ = [
     "linear_scan",
     "linear_scan_reference",
     "tria",
+    "unscented_rule",
 ]
