@@ -5,7 +5,29 @@ from pyro_ssm.infer.diagnose import FitError
 from pyro_ssm.infer.elbo import IWAE, FreeBits
 from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.fit import FitResult, fit
-from pyro_ssm.infer.gaussian import KalmanFiltered, KalmanSmoothed, kalman_filter, kalman_smoother, sample_posterior
+from pyro_ssm.infer.gaussian import (
+    EnsembleFiltered,
+    EnsembleSmoothed,
+    GaussianFiltered,
+    GaussianSmoothed,
+    KalmanFiltered,
+    KalmanSmoothed,
+    Localisation,
+    cubature_kalman_filter,
+    cubature_kalman_smoother,
+    ensemble_kalman_filter,
+    ensemble_kalman_smoother,
+    extended_kalman_filter,
+    extended_kalman_smoother,
+    gauss_hermite_kalman_filter,
+    gauss_hermite_kalman_smoother,
+    iterated_posterior_linearisation_smoother,
+    kalman_filter,
+    kalman_smoother,
+    sample_posterior,
+    unscented_kalman_filter,
+    unscented_kalman_smoother,
+)
 from pyro_ssm.infer.importance import ImportanceEstimate, LowerBound, evidence_lower_bound, importance_log_likelihood
 from pyro_ssm.infer.local_parameters import local_parameters
 from pyro_ssm.infer.marginal import Marginal, MarginalLaw
@@ -13,19 +35,33 @@ from pyro_ssm.infer.prior import sample_prior
 
 __all__ = [
     "IWAE",
+    "EnsembleFiltered",
+    "EnsembleSmoothed",
     "FitError",
     "FitResult",
     "FreeBits",
+    "GaussianFiltered",
+    "GaussianSmoothed",
     "ImportanceEstimate",
     "KalmanFiltered",
     "KalmanSmoothed",
+    "Localisation",
     "LowerBound",
     "Marginal",
     "MarginalLaw",
+    "cubature_kalman_filter",
+    "cubature_kalman_smoother",
+    "ensemble_kalman_filter",
+    "ensemble_kalman_smoother",
     "evaluating",
     "evidence_lower_bound",
+    "extended_kalman_filter",
+    "extended_kalman_smoother",
     "fit",
+    "gauss_hermite_kalman_filter",
+    "gauss_hermite_kalman_smoother",
     "importance_log_likelihood",
+    "iterated_posterior_linearisation_smoother",
     "kalman_filter",
     "kalman_smoother",
     "kl_annealing",
@@ -33,5 +69,7 @@ __all__ = [
     "local_parameters",
     "sample_posterior",
     "sample_prior",
+    "unscented_kalman_filter",
+    "unscented_kalman_smoother",
     "warmup_cosine",
 ]

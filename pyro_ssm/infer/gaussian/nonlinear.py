@@ -98,16 +98,16 @@ class NonlinearSystem(NamedTuple):
                 "was finite before. The covariance of an observation may be singular: give the emission some noise"
             )
         raise ValueError(
-            f"{self.method}: the {what} {where} has a mean, a derivative or a scale that is not finite, for a state near "
-            f"{[round(x, 4) for x in state.tolist()]}. Check that component's function there; bound what may overflow or "
-            "leave its domain (clamp before a logarithm or a square root)"
+            f"{self.method}: the {what} {where} has a mean, a derivative or a scale that is not finite, for a state "
+            f"near {[round(x, 4) for x in state.tolist()]}. Check that component's function there; bound what may "
+            "overflow or leave its domain (clamp before a logarithm or a square root)"
         )
 
 
-def nonlinear_system(model: Any, data: TimeSeries, method: str) -> NonlinearSystem:
+def nonlinear_system(model: Any, data: TimeSeries, method: str, use_affine: bool = True) -> NonlinearSystem:
     """Bind the model, check what ``method`` needs, and make ready its laws at the times of ``data``.
 
-    An affine component is used by its matrices, which every linearisation would find.
+    An affine component is used by its matrices, which every linearisation would find, unless ``use_affine`` is False.
 
     Raises:
         TypeError: a component is not ``Gaussian``, or the model has a memory.
@@ -131,8 +131,8 @@ def nonlinear_system(model: Any, data: TimeSeries, method: str) -> NonlinearSyst
         data.mask,
         data.step_mask if data.is_ragged else None,
         None if index is None else index.tolist(),
-        _fixed_transition(bound, data),
-        _fixed_emission(bound, data),
+        _fixed_transition(bound, data) if use_affine else None,
+        _fixed_emission(bound, data) if use_affine else None,
         mean.dtype,
     )
     # one evaluation of each law at the first step tells its dtype, and the leading dims of the model's parameters
@@ -147,7 +147,9 @@ def nonlinear_system(model: Any, data: TimeSeries, method: str) -> NonlinearSyst
             moved, root, _ = gaussian_parts(system.transition_law(slice(0, 1))(first))
             parts, lead = [*parts, moved, root], torch.broadcast_shapes(lead, moved.shape[:-2])
     if looked.shape[-1] != data.values.shape[-1]:
-        raise ValueError(f"`data.values` has {data.values.shape[-1]} columns, but the emission gives {looked.shape[-1]}")
+        raise ValueError(
+            f"`data.values` has {data.values.shape[-1]} columns, but the emission gives {looked.shape[-1]}"
+        )
     dtype = data.values.dtype
     for tensor in (mean, scale_tril, *parts, *(system.fixed_transition or ()), *(system.fixed_emission or ())):
         dtype = torch.promote_types(dtype, tensor.dtype)
