@@ -125,19 +125,19 @@ def relax_spread(before: Tensor, after: Tensor, amount: float) -> Tensor:
     return mean + (1 + amount * (ratio - 1)) * (after - mean)
 
 
-def ensemble_smoother_gain(now: Tensor, then: Tensor, taper: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The regression of an ensemble on the same members at the next time, as a product of two factors.
+def ensemble_smoother_gain(now: Tensor, then: Tensor, taper: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The regression of an ensemble on the same members at the next time.
 
-    .. math:: J = X_k \\cdot X_{k+1}^{+}, \\qquad \\text{or} \\quad
-        J = (\\rho \\circ X_k X_{k+1}^T) \\cdot (\\rho \\circ X_{k+1} X_{k+1}^T)^{+} \\text{ with a taper}
+    .. math:: J = X_k X_{k+1}^{+}, \\qquad \\text{or} \\quad
+        J = (\\rho \\circ X_k X_{k+1}^T) (\\rho \\circ X_{k+1} X_{k+1}^T)^{+} \\text{ with a taper}
 
     Args:
         now: ``(N, ..., n)`` filtered at k; then: ``(N, ..., n)`` the members predicted from them.
         taper: ``(n, n)``.
 
     Returns:
-        ``(..., n, N)`` and ``(..., N, n)``, or twice ``(..., n, n)`` with a taper; differentiable where the rank does
-        not change.
+        Matrices whose product is J: one ``(..., n, n)``, or, for fewer members than states and no taper, its factors
+        ``(..., n, N)`` and ``(..., N, n)``. Differentiable where the rank does not change.
 
     Source: Raanes (2016), "On the ensemble Rauch-Tung-Striebel smoother and its equivalence to the ensemble Kalman
     smoother".
@@ -145,15 +145,26 @@ def ensemble_smoother_gain(now: Tensor, then: Tensor, taper: Tensor | None = Non
     >>> import torch
     >>> from pyro_ssm.ops.ensemble import ensemble_smoother_gain
     >>> x = torch.tensor([[1.0], [2.0], [4.0]])
-    >>> left, right = ensemble_smoother_gain(x, 2 * x + 1)
-    >>> left @ right
-    tensor([[0.5000]])
+    >>> ensemble_smoother_gain(x, 2 * x + 1)
+    (tensor([[0.5000]]),)
     """
     X, Z = anomalies(now)[1], anomalies(then)[1]
-    rtol = 10 * max(Z.shape[-2:]) * torch.finfo(Z.dtype).eps
     size = torch.linalg.vector_norm(Z.detach(), dim=-1, keepdim=True)  # rows of unequal units must not look like a rank
     size = torch.where(size > 0, size, torch.ones_like(size))
     Z = Z / size
-    if taper is None:
-        return X, torch.linalg.pinv(Z, rtol=rtol) / size.mT
-    return taper * (X @ Z.mT), torch.linalg.pinv(taper * (Z @ Z.mT), rtol=rtol, hermitian=True) / size.mT
+    if taper is not None:
+        covariance = taper * (Z @ Z.mT)
+        return ((taper * (X @ Z.mT)) @ torch.linalg.pinv(covariance, rtol=_rtol(Z), hermitian=True) / size.mT,)
+    inverse = _pseudo_inverse(Z) / size.mT
+    return (X @ inverse,) if X.shape[-2] <= X.shape[-1] else (X, inverse)
+
+
+def _pseudo_inverse(Z: Tensor) -> Tensor:
+    """:math:`Z^+ = Z^T (Z Z^T)^+ = (Z^T Z)^+ Z^T`, by the smaller of the two roots."""
+    rows, columns = Z.shape[-2:]
+    P = torch.linalg.pinv(tria(Z if rows <= columns else Z.mT), rtol=_rtol(Z))
+    return (P @ Z).mT @ P if rows <= columns else P.mT @ (P @ Z.mT)
+
+
+def _rtol(Z: Tensor) -> float:
+    return 10 * max(Z.shape[-2:]) * torch.finfo(Z.dtype).eps

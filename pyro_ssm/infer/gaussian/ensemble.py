@@ -262,13 +262,15 @@ def ensemble_kalman_smoother(
         )
     system, terms, predicted, filtered = _run(model, data, options, "ensemble_kalman_smoother")
     taper = None if options.localisation is None else options.localised(system).localisation.state_state
-    left, right = ensemble_smoother_gain(filtered[..., :-1, :], predicted[..., 1:, :], taper)
+    gain = ensemble_smoother_gain(filtered[..., :-1, :], predicted[..., 1:, :], taper)
     real = None if system.step_mask is None else system.step_mask[..., 1:, None]
     x = filtered[..., -1, :]
     path = [x]
     for k in range(system.num_times - 2, -1, -1):
-        change = matvec(right[..., k, :, :], x - predicted[..., k + 1, :])
-        moved = filtered[..., k, :] + matvec(left[..., k, :, :], change)
+        change = x - predicted[..., k + 1, :]
+        for factor in reversed(gain):
+            change = matvec(factor[..., k, :, :], change)
+        moved = filtered[..., k, :] + change
         x = moved if real is None else torch.where(real[..., k, :], moved, x)
         path.append(x)
     ensemble = torch.stack(path[::-1], -2)
