@@ -14,6 +14,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.gaussian.approximate import GaussianSmoothed, check_steps, no_moves, run_filter, smooth_steps
 from pyro_ssm.infer.gaussian.linearise import Linearisation, Regression, Taylor
 from pyro_ssm.infer.gaussian.nonlinear import NonlinearSystem, nonlinear_system
+from pyro_ssm.models.laws import observation_law, path_law
 from pyro_ssm.ops.kalman import kalman_filter_reference
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.quadrature import SigmaPoints, cubature_rule, gauss_hermite_rule, unscented_rule
@@ -45,9 +46,12 @@ def iterated_posterior_linearisation_smoother(
 
     A filter linearises around what it knew before an observation; where the observation tells much more than the
     prior, that is the wrong place. Here every law is linearised around the smoothed law, until that stops changing.
-    With ``"taylor"`` the means are Gauss-Newton steps to the most probable path. The first pass is the smoother of the
-    same rule. A series whose change grew from one pass to the next goes on with half its step, and a series that has
-    converged is left alone, so that a batch gives what each series gives.
+    With ``"taylor"`` the means are Gauss-Newton steps to the most probable path, each as long as makes the path most
+    probable (of the whole step and its halves). With sigma points, which have no such measure, a series goes on with
+    half its step where the change no longer falls. Such steps change the way, not the fixed point. A series that has
+    converged is left alone, so that a batch gives what each series gives. The first pass is the smoother of the same
+    rule. Where a posterior has several modes there may be no fixed point for a rule of few points; more points help
+    (``rule=gauss_hermite_rule(n, order=10)``).
 
     ``log_likelihood`` is that of the last affine model. Missing entries, padding, refined grids, sample dims and the
     demands on the user's functions as in :func:`extended_kalman_filter` and :func:`unscented_kalman_filter`.
@@ -105,7 +109,13 @@ def iterated_posterior_linearisation_smoother(
         converged = change <= tolerance
         if bool(converged.all()) or iterations > max_iterations:
             break
-        step = torch.where(change > before, (step / 2).clamp(min=SHORTEST_STEP), step)
+        step = torch.where(
+            change > (1 - step / 10) * before,
+            (step / 2).clamp(min=SHORTEST_STEP),
+            torch.where(change < before / 2, (2 * step).clamp(max=1.0), step),
+        )
+        if isinstance(linearise, Taylor):
+            step = _searched(system, step, m, smoothed[0])
         m, L = _towards(torch.where(converged, torch.zeros_like(step), step), (m, L), smoothed[:2])
         before = change
     if not bool(converged.all()):
@@ -168,6 +178,19 @@ def _change(old: Law, new: Law) -> Tensor:
     rounding = 100 * torch.finfo(moved.dtype).eps * new[0].detach().abs()
     relative = torch.where(moved > rounding, moved / deviation[1], torch.zeros_like(moved))
     return relative.flatten(-2).amax(-1)
+
+
+@torch.no_grad()
+def _searched(system: NonlinearSystem, step: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """The step ``(*lead,)``, of halves of the whole, after which the path is most probable; ``step`` if none helps."""
+    halves = 0.5 ** torch.arange(1 - torch.tensor(SHORTEST_STEP).log2().item(), device=old.device).to(old.dtype)
+    tried = torch.cat([halves.new_zeros(1), halves]).reshape(-1, *[1] * old.dim())
+    path = (old + tried * (new - old)).to(system.state_dtype)  # (tries, *lead, time, n)
+    law = path_law(system.model, system.data)
+    score = law.log_prob(path) + observation_law(system.model, system.data, path).log_prob(system.data.values)
+    score = score.nan_to_num(nan=-float("inf"))
+    best, at = score[1:].max(0)
+    return torch.where(best > score[0], halves[at], step)
 
 
 def _towards(step: Tensor, old: Law, new: Law) -> Law:
