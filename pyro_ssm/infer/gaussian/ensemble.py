@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.distributions.moments import gaussian_parts
-from pyro_ssm.infer.gaussian.linearise import Law, expected_root
+from pyro_ssm.infer.gaussian.linearise import Law, evaluate, expected_root
 from pyro_ssm.infer.gaussian.nonlinear import NonlinearSystem, nonlinear_system
 from pyro_ssm.ops.ensemble import anomalies, ensemble_smoother_gain, ensemble_update, relax_spread
 from pyro_ssm.ops.kalman import innovation_terms, matvec
@@ -335,14 +335,11 @@ def _look(
 
 
 def _evaluate(
-    system: NonlinearSystem, law_at: Any, what: str, k: int, x: Tensor, real: Tensor | None
+    system: NonlinearSystem, law_at: Callable[[slice], Law], what: str, k: int, x: Tensor, real: Tensor | None
 ) -> tuple[Tensor, Tensor, bool]:
     """The law of each member at one step, in the dtype of the ensemble; ``real`` ``(..., 1)``."""
     now = slice(k, k + 1)
     state = x.unsqueeze(-2)
-    law: Law = law_at(now)
-    loc, root, diagonal = gaussian_parts(law(state))
-    lead, p = state.shape[:-1], loc.shape[-1:]
-    loc, root = loc.to(x.dtype).expand(lead + p), root.to(x.dtype).expand(lead + (p if diagonal else p + p))
+    loc, root, diagonal = evaluate(law_at(now), state)
     system.check_finite(what, now, state, (loc, root), real)
     return loc.squeeze(-2), root.squeeze(-2 if diagonal else -3), diagonal

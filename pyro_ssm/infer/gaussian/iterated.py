@@ -63,7 +63,7 @@ def iterated_posterior_linearisation_smoother(
             dimensions, such as ``pyro_ssm.ops.gauss_hermite_rule(n, order=7)``.
         max_iterations: passes after the first.
         tolerance: the change of a mean or a standard deviation, in posterior standard deviations, below which a series
-            has converged. None takes the square root of the machine precision.
+            has converged. None takes the cube root of the machine precision (6e-6 in float64).
 
     Returns:
         With ``iterations``, ``converged`` and ``change``; ``exact`` is False. Differentiable in parameters and values
@@ -96,7 +96,7 @@ def iterated_posterior_linearisation_smoother(
     system = system._replace(method=f"{system.method} ({name})")
     if max_iterations < 1:
         raise ValueError(f"`max_iterations` must be at least 1, got {max_iterations}")
-    tolerance = torch.finfo(system.mean.dtype).eps ** 0.5 if tolerance is None else tolerance
+    tolerance = torch.finfo(system.mean.dtype).eps ** (1 / 3) if tolerance is None else tolerance
 
     m, L, *_ = smooth_steps(system, *run_filter(system, linearise))
     step = torch.ones(m.shape[:-2], dtype=m.dtype, device=m.device)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.components import Affine
-from pyro_ssm.distributions.moments import gaussian_moments, gaussian_parts
+from pyro_ssm.distributions.moments import gaussian_parts
 from pyro_ssm.ops.kalman import matvec
 from pyro_ssm.ops.linalg import solve_lower_right, tria
 from pyro_ssm.ops.quadrature import SigmaPoints
 
-__all__ = ["Law", "Linearisation", "Regression", "Taylor", "expected_root"]
+__all__ = ["Law", "Linearisation", "Regression", "Taylor", "evaluate", "expected_root"]
 
 #: states ``(*sample, ..., time, n)`` to a Gaussian distribution with one event dim
 Law = Callable[[Tensor], Any]
@@ -53,11 +53,9 @@ class Taylor:
     """
 
     def __call__(self, law: Law, mean: Tensor, scale_tril: Tensor) -> Affine:
-        loc, root = gaussian_moments(law(mean))
-        lead, p = mean.shape[:-1], loc.shape[-1]
-        loc, root = loc.to(mean.dtype).expand(lead + (p,)), root.to(mean.dtype).expand(lead + (p, p))
-        A = _jacobian(law, mean, p, create_graph=loc.requires_grad)
-        return Affine(A, loc - matvec(A, mean), root)
+        loc, root, diagonal = evaluate(law, mean)
+        A = _jacobian(law, mean, loc.shape[-1], create_graph=loc.requires_grad)
+        return Affine(A, loc - matvec(A, mean), root.diag_embed() if diagonal else root)
 
 
 def _jacobian(law: Law, mean: Tensor, size: int, create_graph: bool) -> Tensor:
@@ -67,7 +65,7 @@ def _jacobian(law: Law, mean: Tensor, size: int, create_graph: bool) -> Tensor:
     with torch.enable_grad():
         x = mean.expand(shape)
         x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
-        loc = gaussian_parts(law(x))[0].to(mean.dtype).expand(shape[:-1] + (size,))
+        loc, _, _ = evaluate(law, x)
     if not loc.requires_grad:  # it depends on nothing
         return mean.new_zeros(mean.shape[:-1] + (size, mean.shape[-1]))
     (rows,) = torch.autograd.grad(
@@ -107,18 +105,29 @@ class Regression:
     def __call__(self, law: Law, mean: Tensor, scale_tril: Tensor) -> Affine:
         points, w, v, c = rule = self.rule.like(mean)
         x = mean + torch.einsum("...ij,sj->s...i", scale_tril, points)
-        loc, root, diagonal = gaussian_parts(law(x))
-        loc, root = loc.to(x.dtype).expand(x.shape[:-1] + loc.shape[-1:]), root.to(x.dtype)
+        loc, root, diagonal = evaluate(law, x)
         change = loc - loc[0]  # weights may be large and of both signs; their sums over differences are precise
         f = loc[0] + _weighted(w, change)
         B = torch.einsum("s,s...i,sj->...ij", v, change, points)
         rest = change - _weighted(c, change) - torch.einsum("...ij,sj->s...i", B, points)
         columns = (v.sqrt().reshape(-1, *[1] * (rest.dim() - 1)) * rest).movedim(0, -1)
-        noise = expected_root(root, diagonal, rule)
+        omega = tria(torch.cat([columns, expected_root(root, diagonal, rule)], -1))
         A = solve_lower_right(B, scale_tril)
-        lead = columns.shape[:-2]
-        omega = tria(torch.cat([columns, noise.expand(lead + noise.shape[-2:])], -1))
         return Affine(A, f - matvec(A, mean), omega)
+
+
+def evaluate(law: Law, x: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """The parts of a law (:func:`~pyro_ssm.distributions.moments.gaussian_parts`) for each state, in its dtype.
+
+    >>> import torch, pyro.distributions as dist
+    >>> from pyro_ssm.infer.gaussian.linearise import evaluate
+    >>> loc, deviations, _ = evaluate(lambda x: dist.Normal(torch.zeros(2), 1.0).to_event(1), torch.zeros(5, 3))
+    >>> loc.shape, deviations.stride()
+    (torch.Size([5, 2]), (0, 0))
+    """
+    loc, root, diagonal = gaussian_parts(law(x))
+    lead, p = x.shape[:-1], loc.shape[-1:]
+    return loc.to(x.dtype).expand(lead + p), root.to(x.dtype).expand(lead + (p if diagonal else p + p)), diagonal
 
 
 def expected_root(root: Tensor, diagonal: bool, rule: SigmaPoints) -> Tensor:

@@ -12,12 +12,10 @@ from pyro_ssm.components import Affine, AffineGaussian, Gaussian
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions.moments import gaussian_parts
 from pyro_ssm.infer.gaussian.linearise import Law, Linearisation
-from pyro_ssm.infer.gaussian.system import check_request, first_law, over_time
+from pyro_ssm.infer.gaussian.system import INSTEAD, check_request, first_law, over_time
 from pyro_ssm.models.laws import batch_shape
 
 __all__ = ["NonlinearSystem", "nonlinear_system"]
-
-INSTEAD = "SVI with a guide (infer.fit)"
 
 
 class NonlinearSystem(NamedTuple):

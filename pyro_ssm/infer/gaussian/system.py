@@ -11,7 +11,7 @@ from pyro_ssm.components import Affine, AffineGaussian, Gaussian, require
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions.moments import gaussian_moments
 
-__all__ = ["System", "check_request", "first_law", "linear_gaussian_system", "over_time"]
+__all__ = ["INSTEAD", "System", "check_request", "first_law", "linear_gaussian_system", "over_time"]
 
 INSTEAD = "SVI with a guide (infer.fit)"
 
@@ -91,7 +91,8 @@ def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[A
     >>> linear_gaussian_system.__name__
     'linear_gaussian_system'
     """
-    check_request(model, data, method, AffineGaussian, INSTEAD)
+    instead = f"extended_kalman_filter or unscented_kalman_filter where it is Gaussian, or {INSTEAD}"
+    check_request(model, data, method, AffineGaussian, instead)
     bound = model.bind()
     times, inputs, index = data.times, data.inputs, data.observed_index
     mean, scale_tril = first_law(bound, data)

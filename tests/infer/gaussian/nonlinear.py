@@ -156,18 +156,17 @@ def drive(num_times):
     return 8 * torch.cos(1.2 * torch.arange(num_times, dtype=D)).unsqueeze(-1)
 
 
-def grid_filter(move, state_noise, look, obs_noise, start, y, inputs=None, half_width=8.0, points=1601):
-    """The true filter of a scalar model by numerical integration: filtered means, deviations, log-likelihoods."""
+def grid_filter(scale, y, half_width, points=801):
+    """The true filter of ``sine(scale, scale, scale)`` by numerical integration: means, deviations, log-likelihoods."""
     x = torch.linspace(-half_width, half_width, points, dtype=D)
     width = x[1] - x[0]
-    law = dist.Normal(torch.zeros((), dtype=D), start).log_prob(x).exp()
+    law = dist.Normal(torch.zeros((), dtype=D), scale).log_prob(x).exp()
+    kernel = dist.Normal(x + 0.5 * torch.sin(x), scale).log_prob(x[:, None]).exp()  # (to, from)
     means, deviations, terms = [], [], []
     for k, value in enumerate(y):
         if k:
-            u = 0.0 if inputs is None else inputs[k - 1]
-            kernel = dist.Normal(move(x, u), state_noise).log_prob(x[:, None]).exp()  # (to, from)
             law = kernel @ law * width
-        law = law * dist.Normal(look(x), obs_noise).log_prob(value).exp()
+        law = law * dist.Normal(x, scale).log_prob(value).exp()
         total = law.sum() * width
         law = law / total
         mean = (x * law).sum() * width
