@@ -104,13 +104,13 @@ class Regression:
 
     def __call__(self, law: Law, mean: Tensor, scale_tril: Tensor) -> Affine:
         points, w, v, c = rule = self.rule.like(mean)
-        x = mean + torch.einsum("...ij,sj->s...i", scale_tril, points)
+        x = mean + (scale_tril @ points.mT).movedim(-1, 0)
         loc, root, diagonal = evaluate(law, x)
-        change = loc - loc[0]  # weights may be large and of both signs; their sums over differences are precise
-        f = loc[0] + _weighted(w, change)
-        B = torch.einsum("s,s...i,sj->...ij", v, change, points)
-        rest = change - _weighted(c, change) - torch.einsum("...ij,sj->s...i", B, points)
-        columns = (v.sqrt().reshape(-1, *[1] * (rest.dim() - 1)) * rest).movedim(0, -1)
+        # weights may be large and of both signs; their sums over differences of values are precise
+        F = (loc - loc[0]).movedim(0, -1)  # (..., time, p, S)
+        f = loc[0] + F @ w
+        B = (v * F) @ points
+        columns = v.sqrt() * (F - (F @ c).unsqueeze(-1) - B @ points.mT)
         omega = tria(torch.cat([columns, expected_root(root, diagonal, rule)], -1))
         A = solve_lower_right(B, scale_tril)
         return Affine(A, f - matvec(A, mean), omega)

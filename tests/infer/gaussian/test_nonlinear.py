@@ -209,7 +209,8 @@ def test_known_systems_are_tracked(make):
             assert smoothed.converged.all()
             error = (smoothed.mean - path).unsqueeze(-1)
             whitened = torch.linalg.solve_triangular(smoothed.scale_tril, error, upper=False)
-            assert whitened.square().mean() == pytest.approx(1.0, abs=0.1), rule  # 600 states
+            each = whitened.square().flatten(1).mean(-1)  # one number a series: steps of one path are alike
+            assert (each.mean() - 1).abs() < 3 * each.std() / len(each) ** 0.5 < 0.5, rule
 
 
 def test_growth_model_takes_its_drive_as_an_input():
@@ -297,15 +298,13 @@ def test_one_time_and_a_refined_grid(smoother):
     assert one.mean.shape == (2, 1, 2) and one.gain.shape == (2, 0, 2, 2)
     path, data = simulate(pendulum(), (2,), 4)
     fine = smoother(pendulum(), data.refine(2))
-    between = data.hide(torch.tensor(True))  # the same as a record with every second time unseen
-    values = torch.zeros(2, 7, 1, dtype=D)
+    values = torch.zeros(2, 7, 1, dtype=D)  # the same as a record with every second time unseen
     values[:, ::2] = data.values
     mask = torch.zeros(2, 7, 1, dtype=torch.bool)
     mask[:, ::2] = True
     wanted = smoother(pendulum(), TimeSeries(data.refine(2).times, values, mask=mask))
     close(fine.mean, wanted.mean, 1e-7)
     close(fine.log_likelihood, wanted.log_likelihood, 1e-7)
-    assert between.values is not None
 
 
 @pytest.mark.parametrize("name", FILTERS)
