@@ -31,8 +31,7 @@ def extended_kalman_filter(model: Any, data: TimeSeries) -> GaussianFiltered:
     Args:
         model: a :class:`~pyro_ssm.models.StateSpaceModel` whose components are ``Gaussian``, bound, or unbound and
             without random parameters. Parameters with sample dims give results with sample dims. Functions of the user
-            are called with one more sample dim in front, under ``torch.func.jvp``: they must not change a tensor in
-            place that they did not make.
+            see one more sample dim (a copy of the state for each row of the Jacobian) and must be differentiable.
         data: with values.
 
     Returns:
