@@ -11,13 +11,8 @@ from torch.distributions import constraints
 
 from pyro_ssm.components import Affine
 from pyro_ssm.distributions.linear_gaussian_path import LinearGaussianPath, PathMarginals, check_parts, steps_of
-from pyro_ssm.ops.kalman import (
-    FilterSteps,
-    backward_conditionals,
-    kalman_filter_reference,
-    kalman_smoother_reference,
-    matvec,
-)
+from pyro_ssm.ops.kalman import FilterSteps, kalman_filter_reference, matvec
+from pyro_ssm.ops.kalman_backward import backward_conditionals, kalman_smoother_reference
 
 __all__ = ["LinearGaussianSSM"]
 

@@ -5,6 +5,7 @@ from pyro_ssm.emissions.categorical import Categorical
 from pyro_ssm.emissions.continuous import Normal, StudentT
 from pyro_ssm.emissions.count import NegativeBinomial, Poisson
 from pyro_ssm.emissions.design import DesignNormal
+from pyro_ssm.emissions.function import FunctionNormal
 from pyro_ssm.emissions.linear import LinearNormal
 from pyro_ssm.emissions.noise import KnownNoise, NoiseFunction, StandardErrors
 from pyro_ssm.emissions.switching import SwitchingLinear
@@ -16,6 +17,7 @@ __all__ = [
     "Categorical",
     "CategoricalTable",
     "DesignNormal",
+    "FunctionNormal",
     "KnownNoise",
     "LinearNormal",
     "NegativeBinomial",

@@ -7,21 +7,20 @@ from pyro_ssm.ops.combiner_path import combiner_path, combiner_path_reference
 from pyro_ssm.ops.composite import composite_backward
 from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
 from pyro_ssm.ops.info import OpsInfo, info
-from pyro_ssm.ops.kalman import (
-    backward_conditionals,
-    backward_sample_reference,
-    kalman_filter_reference,
-    kalman_smoother_reference,
-)
+from pyro_ssm.ops.kalman import kalman_filter_reference
+from pyro_ssm.ops.kalman_backward import backward_conditionals, backward_sample_reference, kalman_smoother_reference
 from pyro_ssm.ops.kalman_parallel import backward_sample_parallel, kalman_filter_parallel, kalman_smoother_parallel
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
 from pyro_ssm.ops.linear_sde import LinearStep, linear_sde_step, linear_sde_step_reference, stationary_root
+from pyro_ssm.ops.quadrature import SigmaPoints, cubature_rule, gauss_hermite_rule, unscented_rule
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
+from pyro_ssm.ops.taper import gaspari_cohn
 
 __all__ = [
     "LinearStep",
     "OpsInfo",
+    "SigmaPoints",
     "affine_scan",
     "associative_scan",
     "backward_conditionals",
@@ -31,8 +30,11 @@ __all__ = [
     "combiner_path",
     "combiner_path_reference",
     "composite_backward",
+    "cubature_rule",
     "elman_scan",
     "elman_scan_reference",
+    "gaspari_cohn",
+    "gauss_hermite_rule",
     "gru_scan",
     "gru_scan_reference",
     "hilbert_index",
@@ -49,4 +51,5 @@ __all__ = [
     "resampling",
     "stationary_root",
     "tria",
+    "unscented_rule",
 ]

@@ -12,23 +12,19 @@ Shapes: means ``(..., n)``, square roots ``(..., n, n)``, all leading dims broad
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_ssm.ops.linalg import solve_lower, solve_lower_right, tria, vanishing_pivots
+from pyro_ssm.ops.linalg import solve_lower, tria
 
 __all__ = [
-    "Conditionals",
     "FilterSteps",
-    "backward_conditionals",
-    "backward_sample_reference",
-    "conditional",
+    "filter_loop",
     "hide_rows",
     "kalman_filter_reference",
-    "kalman_smoother_reference",
     "predict",
     "update",
 ]
@@ -51,19 +47,6 @@ class FilterSteps(NamedTuple):
     filtered_scale_tril: Tensor  # (..., time, n, n)
     predicted_mean: Tensor  # (..., time, n)  E[z_k | y_<k]
     predicted_scale_tril: Tensor  # (..., time, n, n)
-
-
-class Conditionals(NamedTuple):
-    """The laws :math:`p(z_k | z_{k+1}, y_{\\le k}) = N(G z_{k+1} + c, D D^T)`, T - 1 of them.
-
-    >>> from pyro_ssm.ops.kalman import Conditionals
-    >>> Conditionals._fields
-    ('gain', 'offset', 'scale_tril')
-    """
-
-    gain: Tensor  # (..., time - 1, n, n)
-    offset: Tensor  # (..., time - 1, n)
-    scale_tril: Tensor  # (..., time - 1, n, n)
 
 
 def matvec(A: Tensor, x: Tensor) -> Tensor:
@@ -207,31 +190,84 @@ def kalman_filter_reference(
     tensor([0.5000, 1.4000])
     """
     num_times = y.shape[-2] if num_times is None else num_times
-    at = range(num_times) if observed_index is None else observed_index
-    y, H, d, R = hide_rows(mask, y, H, d, R)
-    num_seen = len(at)
-    seen = dict(zip(at, _time_slices(num_seen, (y, 1), (H, 2), (d, 1), (R, 2)), strict=True))
+    num_seen = num_times if observed_index is None else len(observed_index)
+    looks = _time_slices(num_seen, *zip(hide_rows(mask, y, H, d, R), (1, 2, 1, 2), strict=True))
     moves = _time_slices(num_times - 1, (F, 2), (b, 1), (Q, 2))
-    moved, told = _choices(step_mask, num_times), dict(zip(at, _choices(mask.any(-1), num_seen), strict=True))
+    return filter_loop(
+        mask,
+        m,
+        L,
+        lambda k, m, L: moves[k],
+        lambda j, m, L: looks[j],
+        num_times=num_times,
+        observed_index=observed_index,
+        step_mask=step_mask,
+    )
+
+
+def filter_loop(
+    mask: Tensor,
+    m: Tensor,
+    L: Tensor,
+    move: Callable[[int, Tensor, Tensor], tuple[Tensor, ...]],
+    look: Callable[[int, Tensor, Tensor], tuple[Tensor, ...]],
+    *,
+    num_times: int,
+    observed_index: Sequence[int] | None = None,
+    step_mask: Tensor | None = None,
+) -> FilterSteps:
+    """The loop of every Gaussian filter, with affine laws that may be found on the way.
+
+    Masked entries and padded steps as in :func:`kalman_filter_reference`, which is the case of laws that are known
+    beforehand.
+
+    Args:
+        mask: bool ``(..., observed, obs)``.
+        m: ``(..., n)``; L: ``(..., n, n)``.
+        move: ``(k, m, L) -> (F, b, Q)`` of the move from time k, where the state has the law m, L, to k + 1.
+        look: ``(j, m, L) -> (y, H, d, R)`` of the j-th observation, its missing rows hidden (:func:`hide_rows`).
+        num_times: of the state.
+        observed_index: the times of the observations, ascending; all times by default.
+        step_mask: bool ``(..., time)``, False on padding.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.kalman import filter_loop
+    >>> one, zero, y = torch.ones(1, 1), torch.zeros(1), torch.tensor([[1.0], [2.0]])
+    >>> steps = filter_loop(
+    ...     y == y, zero, one, lambda k, m, L: (one, zero, one), lambda j, m, L: (y[j], one, zero, one), num_times=2)
+    >>> steps.filtered_mean.squeeze(-1)
+    tensor([0.5000, 1.4000])
+    """
+    at = range(num_times) if observed_index is None else observed_index
+    seen = {k: j for j, k in enumerate(at)}
+    moved, told = _choices(step_mask, num_times), _choices(mask.any(-1), len(at))
     predicted, filtered, innovations = [], [], []
     for k in range(num_times):
         if k > 0:
-            m, L = _choose(moved[k], predict(m, L, *moves[k - 1]), (m, L))
+            m, L = _choose(moved[k], predict(m, L, *move(k - 1, m, L)), (m, L))
         predicted.append((m, L))
         if k in seen:
-            y_k, H_k, d_k, R_k = seen[k]
-            m_k, L_k, e, s = update(m, L, y_k - matvec(H_k, m) - d_k, H_k, R_k)
-            m, L = _choose(told[k], (m_k, L_k), (m, L))  # where nothing is seen the law stays, to the last bit
+            y, H, d, R = look(seen[k], m, L)
+            m_k, L_k, e, s = update(m, L, y - matvec(H, m) - d, H, R)
+            m, L = _choose(told[seen[k]], (m_k, L_k), (m, L))  # where nothing is seen the law stays, to the last bit
             innovations.append((e, s))
         filtered.append((m, L))
+    terms = innovation_terms(innovations, mask, num_times, observed_index)
+    means, roots = ([_stack_time([law[i] for law in laws], i + 1) for laws in (filtered, predicted)] for i in (0, 1))
+    return FilterSteps(terms, means[0], roots[0], means[1], roots[1])
+
+
+def innovation_terms(
+    innovations: Sequence[Law], mask: Tensor, num_times: int, observed_index: Sequence[int] | None
+) -> Tensor:
+    """log p(y_k | y_<k), ``(..., time)``, from the whitened innovations and diagonals of :func:`update`."""
     e, s = (_stack_time([pair[i] for pair in innovations], 1) for i in (0, 1))
     terms = -0.5 * e.square() - s.log() - HALF_LOG_2PI
     terms = torch.where(mask, terms, torch.zeros((), dtype=terms.dtype, device=terms.device)).sum(-1)
-    if observed_index is not None:
-        where = torch.as_tensor(list(at), device=terms.device)
-        terms = terms.new_zeros(terms.shape[:-1] + (num_times,)).index_copy(-1, where, terms)
-    means, roots = ([_stack_time([law[i] for law in laws], i + 1) for laws in (filtered, predicted)] for i in (0, 1))
-    return FilterSteps(terms, means[0], roots[0], means[1], roots[1])
+    if observed_index is None:
+        return terms
+    where = torch.as_tensor(list(observed_index), device=terms.device)
+    return terms.new_zeros(terms.shape[:-1] + (num_times,)).index_copy(-1, where, terms)
 
 
 def _choices(condition: Tensor | None, num: int) -> Sequence[Tensor | None]:
@@ -255,104 +291,3 @@ def _stack_time(tensors: Sequence[Tensor], event: int) -> Tensor:
     """Stack along a new time dim before the event, leading dims broadcast."""
     lead = torch.broadcast_shapes(*(tensor.shape[:-event] for tensor in tensors))
     return torch.stack([tensor.expand(lead + tensor.shape[-event:]) for tensor in tensors], -event - 1)
-
-
-def backward_conditionals(
-    steps: FilterSteps, F: Tensor, b: Tensor, Q: Tensor, step_mask: Tensor | None = None
-) -> Conditionals:
-    """The laws of each state given the next one and the data up to it, all times at once.
-
-    .. math::
-        \\begin{pmatrix} F L & Q \\\\ L & 0 \\end{pmatrix} \\to \\begin{pmatrix} S & 0 \\\\ K & D \\end{pmatrix},
-        \\qquad G = K S^{-1}, \\quad c = m - G (F m + b)
-
-    A padded step is a copy of the step before, so there G = I, c = 0, D = 0.
-
-    >>> import torch
-    >>> from pyro_ssm.ops.kalman import FilterSteps, backward_conditionals
-    >>> one, zero = torch.ones(1, 1, 1), torch.zeros(1, 1)
-    >>> law = FilterSteps(zero, zero.expand(2, 1), one.expand(2, 1, 1), zero, one)
-    >>> backward_conditionals(law, one, zero, one).gain
-    tensor([[[0.5000]]])
-    """
-    m, L = steps.filtered_mean[..., :-1, :], steps.filtered_scale_tril[..., :-1, :, :]
-    G, D = conditional(*_joint_root(F, Q, L))
-    c = m - matvec(G, matvec(F, m) + b)
-    if step_mask is not None:
-        real = step_mask[..., 1:]
-        zero = torch.zeros((), dtype=m.dtype, device=m.device)
-        c, D = torch.where(real[..., None], c, zero), torch.where(real[..., None, None], D, zero)
-        G = torch.where(real[..., None, None], G, torch.eye(m.shape[-1], dtype=m.dtype, device=m.device))
-    return Conditionals(G, c, D)
-
-
-def conditional(S: Tensor, K: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
-    """Gain and square root of x given y, for the root [[S, 0], [K, D]] of the law of (y, x).
-
-    .. math:: G = K S^{+}, \\qquad D' D'^T = D D^T + K (I - S^{+} S) K^T
-
-    The last term is 0 unless S is singular: then columns of K may carry what y does not tell.
-
-    >>> import torch
-    >>> from pyro_ssm.ops.kalman import conditional
-    >>> one = torch.ones(1, 1)
-    >>> conditional(0 * one, 3 * one, 0 * one)  # y is a constant
-    (tensor([[0.]]), tensor([[3.]]))
-    """
-    G = solve_lower_right(K, S)
-    if bool(vanishing_pivots(S).any()):
-        D = tria(_beside(D, K - G @ S))
-    return G, D
-
-
-def kalman_smoother_reference(steps: FilterSteps, conditionals: Conditionals) -> tuple[Tensor, Tensor]:
-    """Means and square roots of :math:`p(z_k | y_{1:T})`, a loop back over time (Rauch, Tung and Striebel 1965).
-
-    .. math::
-        \\hat m_k = G \\hat m_{k+1} + c, \\qquad
-        \\hat L_k \\hat L_k^T = D D^T + G \\hat L_{k+1} \\hat L_{k+1}^T G^T
-
-    Returns:
-        ``(..., time, n)`` and ``(..., time, n, n)``.
-
-    >>> import torch
-    >>> from pyro_ssm.ops.kalman import Conditionals, FilterSteps, kalman_smoother_reference
-    >>> one, zero = torch.ones(1, 1, 1), torch.zeros(1, 1)
-    >>> law = FilterSteps(zero, torch.tensor([[0.0], [2.0]]), one.expand(2, 1, 1), zero, one)
-    >>> kalman_smoother_reference(law, Conditionals(0.5 * one, zero, one))[0].squeeze(-1)
-    tensor([1., 2.])
-    """
-    m, L = steps.filtered_mean[..., -1, :], steps.filtered_scale_tril[..., -1, :, :]
-    laws = [(m, L)]
-    G, c, D = conditionals
-    for now in reversed(_time_slices(G.shape[-3], (G, 2), (c, 1), (D, 2))):
-        m, L = predict(m, L, *now)
-        laws.append((m, L))
-    return _stack_time([m for m, _ in laws[::-1]], 1), _stack_time([L for _, L in laws[::-1]], 2)
-
-
-def backward_sample_reference(conditionals: Conditionals, last: Tensor, noise: Tensor) -> Tensor:
-    """Paths drawn backwards from the last state (Fruhwirth-Schnatter 1994; Carter and Kohn 1994).
-
-    .. math:: z_k = G z_{k+1} + c + D \\epsilon_k
-
-    Differentiable in everything (a reparametrised draw).
-
-    Args:
-        last: draws of the last state ``(..., n)``.
-        noise: standard normal ``(..., time - 1, n)``.
-
-    Returns:
-        ``(..., time, n)``.
-
-    >>> import torch
-    >>> from pyro_ssm.ops.kalman import Conditionals, backward_sample_reference
-    >>> one, zero = torch.ones(1, 1, 1), torch.zeros(1, 1)
-    >>> backward_sample_reference(Conditionals(0.5 * one, zero, one), torch.tensor([2.0]), torch.ones(1, 1)).squeeze(-1)
-    tensor([2., 2.])
-    """
-    fresh = conditionals.offset + matvec(conditionals.scale_tril, noise)
-    path = [last]
-    for G, c in reversed(_time_slices(fresh.shape[-2], (conditionals.gain, 2), (fresh, 1))):
-        path.append(matvec(G, path[-1]) + c)
-    return _stack_time(path[::-1], 1)

@@ -22,17 +22,16 @@ from torch import Tensor
 
 from pyro_ssm.ops.kalman import (
     HALF_LOG_2PI,
-    Conditionals,
     _beside,
     _choices,
     _choose,
     _stack_time,
     _time_slices,
-    conditional,
     hide_rows,
     matvec,
     predict,
 )
+from pyro_ssm.ops.kalman_backward import Conditionals, conditional
 from pyro_ssm.ops.linalg import solve_lower, tria
 
 __all__ = [

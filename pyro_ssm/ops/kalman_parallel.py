@@ -16,17 +16,8 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops.associative_scan import Elements, affine_scan, associative_scan
-from pyro_ssm.ops.kalman import (
-    HALF_LOG_2PI,
-    Conditionals,
-    FilterSteps,
-    _beside,
-    _joint_root,
-    hide_rows,
-    matvec,
-    predict,
-    update,
-)
+from pyro_ssm.ops.kalman import HALF_LOG_2PI, FilterSteps, _beside, _joint_root, hide_rows, matvec, predict, update
+from pyro_ssm.ops.kalman_backward import Conditionals
 from pyro_ssm.ops.linalg import solve_lower, solve_lower_right, tria, vanishing_pivots
 
 __all__ = [
@@ -230,7 +221,8 @@ def kalman_smoother_parallel(steps: FilterSteps, conditionals: Conditionals) -> 
 
     >>> import torch
     >>> from pyro_ssm.ops import kalman_smoother_parallel
-    >>> from pyro_ssm.ops.kalman import Conditionals, FilterSteps
+    >>> from pyro_ssm.ops.kalman import FilterSteps
+    >>> from pyro_ssm.ops.kalman_backward import Conditionals
     >>> one, zero = torch.ones(1, 1, 1), torch.zeros(1, 1)
     >>> law = FilterSteps(zero, torch.tensor([[0.0], [2.0]]), one.expand(2, 1, 1), zero, one)
     >>> kalman_smoother_parallel(law, Conditionals(0.5 * one, zero, one))[0].squeeze(-1)
@@ -245,7 +237,7 @@ def backward_sample_parallel(conditionals: Conditionals, last: Tensor, noise: Te
 
     >>> import torch
     >>> from pyro_ssm.ops import backward_sample_parallel
-    >>> from pyro_ssm.ops.kalman import Conditionals
+    >>> from pyro_ssm.ops.kalman_backward import Conditionals
     >>> one, zero = torch.ones(1, 1, 1), torch.zeros(1, 1)
     >>> backward_sample_parallel(Conditionals(0.5 * one, zero, one), torch.tensor([2.0]), torch.ones(1, 1)).squeeze(-1)
     tensor([2., 2.])

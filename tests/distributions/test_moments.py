@@ -2,7 +2,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_ssm.distributions.moments import gaussian_moments
+from pyro_ssm.distributions.moments import gaussian_moments, gaussian_parts
 
 SCALE = torch.tensor([[2.0, 0.0], [1.0, 3.0]])
 LAWS = [
@@ -41,3 +41,15 @@ def test_a_point_mass_has_no_spread():
 def test_other_laws_are_refused(law, name):
     with pytest.raises(TypeError, match=f"got {name}.*Return Normal"):
         gaussian_moments(law)
+
+
+def test_parts_keep_a_diagonal_and_what_does_not_vary():
+    loc = torch.randn(5, 3, 2)
+    mean, deviations, diagonal = gaussian_parts(dist.Normal(loc, torch.tensor([1.0, 2.0])).to_event(1))
+    assert diagonal and torch.equal(mean, loc) and deviations.stride()[:2] == (0, 0)
+    assert torch.equal(deviations, torch.tensor([1.0, 2.0]).expand(5, 3, 2))
+    root = torch.tensor([[1.0, 0.0], [0.5, 2.0]])
+    mean, got, diagonal = gaussian_parts(dist.MultivariateNormal(loc, scale_tril=root))
+    assert not diagonal and got.stride()[0] == 0 and torch.equal(got, root.expand(5, 3, 2, 2))
+    mean, zero, diagonal = gaussian_parts(dist.Delta(loc, event_dim=1))
+    assert diagonal and torch.equal(mean, loc) and (zero == 0).all() and zero.shape == loc.shape

@@ -28,6 +28,7 @@ MAKERS = {
         2, 8, input_dim=3, memory_dim=2, uses_gap=True, residual=False, activation="tanh"
     ),
     "FunctionTransition": lambda: dynamics.FunctionTransition(2, sine),
+    "FunctionTransition, full": lambda: jitter(dynamics.FunctionTransition(2, sine, covariance="full")),
 }
 
 

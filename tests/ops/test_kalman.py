@@ -1,7 +1,8 @@
 import torch
 
 from pyro_ssm.ops import kalman_filter_reference, tria
-from pyro_ssm.ops.kalman import conditional, hide_rows, predict, update
+from pyro_ssm.ops.kalman import hide_rows, predict, update
+from pyro_ssm.ops.kalman_backward import conditional
 
 D = torch.float64
 

@@ -12,7 +12,8 @@ from pyro_ssm.blocks._tables import pick
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.discrete.regime_step import collapse
 from pyro_ssm.infer.discrete.switching_system import SwitchingSystem, switching_system
-from pyro_ssm.ops.kalman import backward_conditionals, kalman_filter_reference, kalman_smoother_reference
+from pyro_ssm.ops.kalman import kalman_filter_reference
+from pyro_ssm.ops.kalman_backward import backward_conditionals, kalman_smoother_reference
 
 __all__ = ["RegimeEnumeration", "enumerate_regimes"]
 

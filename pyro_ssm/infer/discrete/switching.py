@@ -12,7 +12,8 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.discrete.regime_step import collapse, condition
 from pyro_ssm.infer.discrete.switching_system import SwitchingStep, SwitchingSystem, switching_system
 from pyro_ssm.ops.finite import log_sum
-from pyro_ssm.ops.kalman import FilterSteps, backward_conditionals, predict
+from pyro_ssm.ops.kalman import FilterSteps, predict
+from pyro_ssm.ops.kalman_backward import backward_conditionals
 
 __all__ = ["SwitchingFiltered", "SwitchingSmoothed", "imm_filter", "kim_filter", "kim_smoother"]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pyro_ssm.components import Affine
 from pyro_ssm.infer.gaussian.system import System
-from pyro_ssm.ops.kalman import Conditionals, FilterSteps, backward_conditionals, predict
+from pyro_ssm.ops.kalman import FilterSteps, predict
+from pyro_ssm.ops.kalman_backward import Conditionals, backward_conditionals
 from pyro_ssm.ops.kalman_diffuse import DiffuseLaw, DiffuseSteps, diffuse_conditionals, diffuse_phase
 
 __all__ = ["Filtering", "conditionals", "run_filter"]

@@ -17,13 +17,8 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.gaussian.diffuse import Filtering, conditionals, run_filter
 from pyro_ssm.infer.gaussian.results import DiffuseFiltered, KalmanFiltered, KalmanSmoothed
 from pyro_ssm.infer.gaussian.system import System, linear_gaussian_system, require_density
-from pyro_ssm.ops.kalman import (
-    FilterSteps,
-    backward_sample_reference,
-    kalman_filter_reference,
-    kalman_smoother_reference,
-    matvec,
-)
+from pyro_ssm.ops.kalman import FilterSteps, kalman_filter_reference, matvec
+from pyro_ssm.ops.kalman_backward import backward_sample_reference, kalman_smoother_reference
 from pyro_ssm.ops.kalman_parallel import (
     SingularStep,
     backward_sample_parallel,

@@ -14,11 +14,15 @@ from pyro_ssm.ops.kalman import FilterSteps, hide_rows
 from pyro_ssm.ops.linalg import tria, vanishing_pivots
 
 __all__ = [
+    "INSTEAD",
     "System",
     "check_affine",
+    "check_request",
+    "check_values",
     "initial_moments",
     "linear_gaussian_system",
     "no_pivot",
+    "over_time",
     "require_density",
     "require_linear_gaussian",
 ]
@@ -57,6 +61,37 @@ class System(NamedTuple):
         )
 
 
+def check_request(model: Any, method: str, capability: type, instead: str) -> None:
+    """Raise unless ``method``, which needs transitions and emissions of ``capability``, can run on the model.
+
+    Raises:
+        TypeError: a component lacks the capability, or the model has a memory.
+
+    >>> from pyro_ssm.infer.gaussian.system import check_request
+    >>> check_request.__name__
+    'check_request'
+    """
+    require(model.initial, Gaussian, method, instead)
+    require(model.transition, capability, method, instead)
+    require(model.emission, capability, method, instead)
+    if model.memory is not None:
+        raise TypeError(
+            f"{method} integrates the states out, but this model's memory ({type(model.memory).__name__}) follows the "
+            f"path that was drawn. Use {INSTEAD}"
+        )
+
+
+def check_values(data: TimeSeries, method: str) -> None:
+    """Raise a ``ValueError`` unless there are values.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.infer.gaussian.system import check_values
+    >>> check_values(ssm.TimeSeries(torch.arange(3.0), torch.zeros(3, 1)), "kalman_filter")
+    """
+    if data.values is None or data.mask is None:
+        raise ValueError(f"{method} needs observations, but `data` has no values. Give TimeSeries(times, values)")
+
+
 def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[Any, System]:
     """Bind the model, check what ``method`` needs, and evaluate its matrices at the times of ``data``.
 
@@ -74,9 +109,7 @@ def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[A
     'linear_gaussian_system'
     """
     require_linear_gaussian(model, method)
-    if data.values is None or data.mask is None:
-        raise ValueError(f"{method} needs observations, but `data` has no values. Give TimeSeries(times, values)")
-
+    check_values(data, method)
     bound = model.bind()
     times, inputs, index = data.times, data.inputs, data.observed_index
     held = None if inputs is None else inputs[..., :1, :]
@@ -105,8 +138,8 @@ def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[A
     system = System(
         mean,
         scale_tril,
-        _over_time(transition),
-        _over_time(emission),
+        over_time(transition, dtype),
+        over_time(emission, dtype),
         data.values,
         data.mask,
         data.step_mask if data.is_ragged else None,
@@ -128,16 +161,10 @@ def require_linear_gaussian(model: Any, method: str) -> None:
     >>> require_linear_gaussian(ssm.models.dmm(2, 1), "kalman_filter")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    TypeError: kalman_filter needs a component that is AffineGaussian, got GatedTransition. Use SVI with a guide ...
+    TypeError: kalman_filter needs a component that is AffineGaussian, got GatedTransition. Use extended_kalman_filter ...
     """
-    require(model.initial, Gaussian, method, INSTEAD)
-    require(model.transition, AffineGaussian, method, INSTEAD)
-    require(model.emission, AffineGaussian, method, INSTEAD)
-    if model.memory is not None:
-        raise TypeError(
-            f"{method} integrates the states out, but this model's memory ({type(model.memory).__name__}) follows the "
-            f"path that was drawn. Use {INSTEAD}"
-        )
+    instead = f"extended_kalman_filter or unscented_kalman_filter where it is Gaussian, or {INSTEAD}"
+    check_request(model, method, AffineGaussian, instead)
 
 
 def initial_moments(bound: Any, time: Tensor, inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -258,8 +285,16 @@ def no_pivot(spread: Tensor, noise: Tensor) -> Tensor:
     return (tria(rows).diagonal(dim1=-2, dim2=-1) <= torch.finfo(rows.dtype).eps ** 0.75 * size).any(-1)
 
 
-def _over_time(law: Affine) -> Affine:
-    """The same law, each part with a time axis (of 1 where it had none)."""
-    return Affine(
-        *(part if part.dim() > event else part.unsqueeze(0) for part, event in zip(law, (2, 1, 2), strict=True))
-    )
+def over_time(law: Affine, dtype: torch.dtype) -> Affine:
+    """The same law in one dtype, each part with a time axis (of 1 where it had none).
+
+    >>> import torch
+    >>> from pyro_ssm.components import Affine
+    >>> from pyro_ssm.infer.gaussian.system import over_time
+    >>> over_time(Affine(torch.eye(2), torch.zeros(2), torch.eye(2)), torch.float64).offset
+    tensor([[0., 0.]], dtype=torch.float64)
+    """
+    parts = []
+    for part, event in zip(law, (2, 1, 2), strict=True):
+        parts.append((part if part.dim() > event else part.unsqueeze(0)).to(dtype))
+    return Affine(*parts)
