@@ -4,6 +4,7 @@ from pyro_ssm.dynamics.initial import NormalInitial
 from pyro_ssm.dynamics.linear import LinearNormal
 from pyro_ssm.dynamics.neural import FunctionTransition, GatedTransition, MLPTransition
 from pyro_ssm.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck, StationaryInitial
+from pyro_ssm.dynamics.radial import RBFTransition
 
 __all__ = [
     "FunctionTransition",
@@ -12,5 +13,6 @@ __all__ = [
     "MLPTransition",
     "NormalInitial",
     "OrnsteinUhlenbeck",
+    "RBFTransition",
     "StationaryInitial",
 ]

@@ -4,6 +4,7 @@ from pyro_ssm.infer.annealing import kl_annealing, linear_annealing, warmup_cosi
 from pyro_ssm.infer.diagnose import FitError
 from pyro_ssm.infer.elbo import IWAE, FreeBits
 from pyro_ssm.infer.evaluating import evaluating
+from pyro_ssm.infer.expectation_maximisation import EMResult, em
 from pyro_ssm.infer.fit import FitResult, fit
 from pyro_ssm.infer.gaussian import KalmanFiltered, KalmanSmoothed, kalman_filter, kalman_smoother, sample_posterior
 from pyro_ssm.infer.importance import ImportanceEstimate, LowerBound, evidence_lower_bound, importance_log_likelihood
@@ -13,6 +14,7 @@ from pyro_ssm.infer.prior import sample_prior
 
 __all__ = [
     "IWAE",
+    "EMResult",
     "FitError",
     "FitResult",
     "FreeBits",
@@ -22,6 +24,7 @@ __all__ = [
     "LowerBound",
     "Marginal",
     "MarginalLaw",
+    "em",
     "evaluating",
     "evidence_lower_bound",
     "fit",

@@ -11,10 +11,12 @@ from pyro_ssm.ops.kalman import (
 )
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
+from pyro_ssm.ops.radial import RadialMoments, radial_basis, radial_moments
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
 
 __all__ = [
     "OpsInfo",
+    "RadialMoments",
     "backward_conditionals",
     "backward_sample_reference",
     "combiner_path",
@@ -29,5 +31,7 @@ __all__ = [
     "kalman_smoother_reference",
     "linear_scan",
     "linear_scan_reference",
+    "radial_basis",
+    "radial_moments",
     "tria",
 ]
