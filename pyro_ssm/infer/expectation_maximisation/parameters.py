@@ -129,7 +129,8 @@ class Regression:
         for name in self.names:
             old = getattr(self.component, name)
             width = 1 if old.dim() == 1 else old.shape[-1]
-            _write(self.component, name, old + step[:, start : start + width].reshape(old.shape))
+            if bool(self.free[:, start : start + width].any()):
+                _write(self.component, name, old + step[:, start : start + width].reshape(old.shape))
             start += width
         seen = moments.steps > 0
         moving = self.noise_free & seen
@@ -139,7 +140,7 @@ class Regression:
         if self.diagonal:
             least = ABOVE_FLOOR * _floor(self.component, "scale")
             scale = covariance.clamp(min=0.0).sqrt().clamp(min=least)
-            _write(self.component, "scale", torch.where(moving, scale, self.component.scale))
+            _write(self.component, "scale", torch.where(moving, scale, self.component.scale), moving)
         else:  # the best covariance that is nowhere smaller than the floor has the same axes
             least = ABOVE_FLOOR * _floor(self.component, "scale_tril")
             size, axes = torch.linalg.eigh(covariance)
@@ -151,13 +152,17 @@ def _columns(value: Tensor) -> Tensor:
     return value.unsqueeze(-1) if value.dim() == 1 else value
 
 
-def _write(module: Any, name: str, value: Tensor) -> None:
-    """Write a parameter's value in place, through its constraint where it has one."""
+def _write(module: Any, name: str, value: Tensor, where: Tensor | None = None) -> None:
+    """Write a parameter's value in place, through its constraint where it has one; only ``where`` it is to move."""
     parameter = module._parameters.get(name)
-    if parameter is None:
-        setattr(module, name, value)
-    else:
+    if parameter is not None:
         parameter.copy_(value)
+        return
+    raw = module._parameters[f"{name}_unconstrained"]
+    before = raw.clone()
+    setattr(module, name, value)
+    if where is not None:  # there and back through the constraint would change a held entry's last bit
+        raw.copy_(torch.where(where, raw, before))
 
 
 def _floor(module: Any, name: str) -> float:

@@ -59,7 +59,7 @@ def coefficient_step(moments: ResidualMoments, free: Tensor, covariance: Tensor,
     if diagonal or bool((free == free[:1]).all()):
         return _solve(moments.xx, moments.ex, free)
     weight = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-    together = torch.kron(weight, moments.xx[0])  # over the entries of delta, row by row
+    together = torch.kron(weight.contiguous(), moments.xx[0].contiguous())  # over delta, row by row
     return _solve(together, (weight @ moments.ex).flatten(), free.flatten()).view_as(free)
 
 
