@@ -1,13 +1,19 @@
-"""What networks of a component see: the state, the inputs, the memory and the time gap, side by side."""
+"""What networks of a component see: the state, the inputs, the memory and the time gap, side by side.
+
+And what a user's own function of the state and the inputs gives.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_state", "concatenate", "inputs_of"]
+__all__ = ["StateFunction", "check_function", "check_state", "concatenate", "function_value", "inputs_of"]
+
+StateFunction = Callable[[Tensor, Tensor | None], Tensor]  # f(state, inputs)
 
 _SHORTEST_GAP = 1e-6  # the logarithm of a gap of zero, as padding may have, would be a NaN in the gradient
 
@@ -44,6 +50,25 @@ def concatenate(
         return state
     lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
     return torch.cat([part.expand(lead + part.shape[-1:]) for part in parts], -1)
+
+
+def check_function(function: Any) -> StateFunction:
+    """``function`` if it can be called."""
+    if not callable(function):
+        raise TypeError(f"`function` must be callable as f(state, inputs), got {function!r}")
+    return function
+
+
+def function_value(component: Any, state: Tensor, inputs: Tensor | None, size: int, meaning: str) -> Tensor:
+    """``component.function(state, inputs)``, which must have shape ``(..., time, size)``."""
+    check_state(component, state)
+    value = component.function(state, inputs)
+    if value.shape[-2:] != (state.shape[-2], size):
+        raise ValueError(
+            f"`function` must return {meaning} of shape (..., {state.shape[-2]}, {size}), "
+            f"got {tuple(value.shape)} for a state of shape {tuple(state.shape)}"
+        )
+    return value
 
 
 def _given(component: Any, name: str, size_name: str, value: Tensor | None, size: int) -> Tensor:

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_ssm.blocks._checks import check_positive, check_size
-from pyro_ssm.blocks._conditioning import check_state, concatenate
-from pyro_ssm.blocks._gaussian import diagonal_normal
+from pyro_ssm.blocks._conditioning import StateFunction, check_function, concatenate, function_value
+from pyro_ssm.blocks._gaussian import diagonal_normal, noise_law, set_noise
 from pyro_ssm.blocks.linear import Linear
 from pyro_ssm.blocks.mlp import MLP
-from pyro_ssm.blocks.parameters import positive_parameter, softplus_above
+from pyro_ssm.blocks.parameters import softplus_above
 from pyro_ssm.components import Gaussian, Transition, gap
 
 __all__ = ["FunctionTransition", "GatedTransition", "MLPTransition"]
@@ -169,7 +169,7 @@ class MLPTransition(Transition, Gaussian):
 class FunctionTransition(Transition, Gaussian):
     """A Gaussian transition around a known function,
 
-    .. math:: z_{k+1} \\sim N(f(z_k, u_k), \\text{diag}(s^2)).
+    .. math:: z_{k+1} \\sim N(f(z_k, u_k),\\; L L^T).
 
     For grey-box models: what is known of the motion is written down, and its unknown constants are parameters of a
     ``PyroModule``, to learn or to give priors (bind names them ``function.name``).
@@ -179,8 +179,9 @@ class FunctionTransition(Transition, Gaussian):
         function: ``f(state, inputs)`` from ``(..., time, state)`` to the same shape; a ``PyroModule`` (parameters found
             by ``bind``), another module, or a plain function. It gets ``inputs`` as the data has them (or None). It
             must broadcast: drawn constants have leading dims ``(*draws, *plates, 1, 1)`` that the state may lack.
-        scale: first value of the standard deviations ``scale`` ``(state,)``.
+        scale: first value of the noise's standard deviations (a number, ``(state,)``, or a whole factor if full).
         floor: lower bound of the learnable standard deviations.
+        covariance: ``"diagonal"`` (parameter ``scale`` ``(state,)``) or ``"full"`` (parameter ``scale_tril``).
 
     Raises:
         TypeError: ``function`` cannot be called.
@@ -194,35 +195,27 @@ class FunctionTransition(Transition, Gaussian):
     tensor([2.6829])
     """
 
-    event_dims: ClassVar[Mapping[str, int]] = {"scale": 1}
+    event_dims: ClassVar[Mapping[str, int]] = {"scale": 1, "scale_tril": 2}
 
     def __init__(
         self,
         state_dim: int,
-        function: Callable[[Tensor, Tensor | None], Tensor],
+        function: StateFunction,
         scale: float | Tensor = 0.5,
         floor: float = 1e-4,
+        covariance: str = "diagonal",
     ) -> None:
         super().__init__()
         self.state_dim = check_size("state_dim", state_dim)
-        if not callable(function):
-            raise TypeError(f"`function` must be callable as f(state, inputs), got {function!r}")
-        self.function = function
-        self.scale = positive_parameter("scale", scale, state_dim, floor)
+        self.function = check_function(function)
+        set_noise(self, state_dim, covariance, scale, floor)
 
     def forward(
         self, state: Tensor, time: Tensor, next_time: Tensor, inputs: Tensor | None, memory: Tensor | None = None
     ) -> Any:
         """The law of the next states; ``state`` ``(..., time, state)``."""
-        check_state(self, state)
-        loc = self.function(state, inputs)
-        if loc.shape[-2:] != state.shape[-2:]:
-            raise ValueError(
-                f"`function` must return the next state of shape (..., {state.shape[-2]}, {self.state_dim}), "
-                f"got {tuple(loc.shape)} for a state of shape {tuple(state.shape)}"
-            )
-        return diagonal_normal(loc, self.scale)
+        return noise_law(self, function_value(self, state, inputs, self.state_dim, "the next state"))
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
-        return f"state_dim={self.state_dim}"
+        return f"state_dim={self.state_dim}, covariance={self.covariance!r}"

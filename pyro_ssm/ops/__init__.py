@@ -11,19 +11,25 @@ from pyro_ssm.ops.kalman import (
 )
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
+from pyro_ssm.ops.quadrature import SigmaPoints, cubature_rule, gauss_hermite_rule, unscented_rule
 from pyro_ssm.ops.radial import RadialMoments, radial_basis, radial_moments
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
+from pyro_ssm.ops.taper import gaspari_cohn
 
 __all__ = [
     "OpsInfo",
     "RadialMoments",
+    "SigmaPoints",
     "backward_conditionals",
     "backward_sample_reference",
     "combiner_path",
     "combiner_path_reference",
     "composite_backward",
+    "cubature_rule",
     "elman_scan",
     "elman_scan_reference",
+    "gaspari_cohn",
+    "gauss_hermite_rule",
     "gru_scan",
     "gru_scan_reference",
     "info",
@@ -34,4 +40,5 @@ __all__ = [
     "radial_basis",
     "radial_moments",
     "tria",
+    "unscented_rule",
 ]

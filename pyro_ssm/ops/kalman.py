@@ -12,7 +12,7 @@ Shapes: means ``(..., n)``, square roots ``(..., n, n)``, all leading dims broad
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "FilterSteps",
     "backward_conditionals",
     "backward_sample_reference",
+    "filter_loop",
     "hide_rows",
     "kalman_filter_reference",
     "kalman_smoother_reference",
@@ -206,21 +207,66 @@ def kalman_filter_reference(
     tensor([0.5000, 1.4000])
     """
     num_times = y.shape[-2] if num_times is None else num_times
-    at = range(num_times) if observed_index is None else observed_index
-    y, H, d, R = hide_rows(mask, y, H, d, R)
-    num_seen = len(at)
-    seen = dict(zip(at, _time_slices(num_seen, (y, 1), (H, 2), (d, 1), (R, 2)), strict=True))
+    num_seen = num_times if observed_index is None else len(observed_index)
+    looks = _time_slices(num_seen, *zip(hide_rows(mask, y, H, d, R), (1, 2, 1, 2), strict=True))
     moves = _time_slices(num_times - 1, (F, 2), (b, 1), (Q, 2))
-    moved, told = _choices(step_mask, num_times), dict(zip(at, _choices(mask.any(-1), num_seen), strict=True))
+    return filter_loop(
+        mask,
+        m,
+        L,
+        lambda k, m, L: moves[k],
+        lambda j, m, L: looks[j],
+        num_times=num_times,
+        observed_index=observed_index,
+        step_mask=step_mask,
+    )
+
+
+def filter_loop(
+    mask: Tensor,
+    m: Tensor,
+    L: Tensor,
+    move: Callable[[int, Tensor, Tensor], tuple[Tensor, ...]],
+    look: Callable[[int, Tensor, Tensor], tuple[Tensor, ...]],
+    *,
+    num_times: int,
+    observed_index: Sequence[int] | None = None,
+    step_mask: Tensor | None = None,
+) -> FilterSteps:
+    """The loop of every Gaussian filter, with affine laws that may be found on the way.
+
+    Masked entries and padded steps as in :func:`kalman_filter_reference`, which is the case of laws that are known
+    beforehand.
+
+    Args:
+        mask: bool ``(..., observed, obs)``.
+        m: ``(..., n)``; L: ``(..., n, n)``.
+        move: ``(k, m, L) -> (F, b, Q)`` of the move from time k, where the state has the law m, L, to k + 1.
+        look: ``(j, m, L) -> (y, H, d, R)`` of the j-th observation, its missing rows hidden (:func:`hide_rows`).
+        num_times: of the state.
+        observed_index: the times of the observations, ascending; all times by default.
+        step_mask: bool ``(..., time)``, False on padding.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.kalman import filter_loop
+    >>> one, zero, y = torch.ones(1, 1), torch.zeros(1), torch.tensor([[1.0], [2.0]])
+    >>> steps = filter_loop(
+    ...     y == y, zero, one, lambda k, m, L: (one, zero, one), lambda j, m, L: (y[j], one, zero, one), num_times=2)
+    >>> steps.filtered_mean.squeeze(-1)
+    tensor([0.5000, 1.4000])
+    """
+    at = range(num_times) if observed_index is None else observed_index
+    seen = {k: j for j, k in enumerate(at)}
+    moved, told = _choices(step_mask, num_times), _choices(mask.any(-1), len(at))
     predicted, filtered, innovations = [], [], []
     for k in range(num_times):
         if k > 0:
-            m, L = _choose(moved[k], predict(m, L, *moves[k - 1]), (m, L))
+            m, L = _choose(moved[k], predict(m, L, *move(k - 1, m, L)), (m, L))
         predicted.append((m, L))
         if k in seen:
-            y_k, H_k, d_k, R_k = seen[k]
-            m_k, L_k, e, s = update(m, L, y_k - matvec(H_k, m) - d_k, H_k, R_k)
-            m, L = _choose(told[k], (m_k, L_k), (m, L))  # where nothing is seen the law stays, to the last bit
+            y, H, d, R = look(seen[k], m, L)
+            m_k, L_k, e, s = update(m, L, y - matvec(H, m) - d, H, R)
+            m, L = _choose(told[seen[k]], (m_k, L_k), (m, L))  # where nothing is seen the law stays, to the last bit
             innovations.append((e, s))
         filtered.append((m, L))
     e, s = (_stack_time([pair[i] for pair in innovations], 1) for i in (0, 1))

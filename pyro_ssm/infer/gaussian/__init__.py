@@ -1,5 +1,7 @@
 """Exact and approximate inference with Gaussian laws: the Kalman family."""
 
+from pyro_ssm.infer.gaussian.approximate import GaussianFiltered, GaussianSmoothed
+from pyro_ssm.infer.gaussian.extended import extended_kalman_filter, extended_kalman_smoother
 from pyro_ssm.infer.gaussian.kalman import (
     KalmanFiltered,
     KalmanSmoothed,
@@ -7,5 +9,29 @@ from pyro_ssm.infer.gaussian.kalman import (
     kalman_smoother,
     sample_posterior,
 )
+from pyro_ssm.infer.gaussian.sigma_points import (
+    cubature_kalman_filter,
+    cubature_kalman_smoother,
+    gauss_hermite_kalman_filter,
+    gauss_hermite_kalman_smoother,
+    unscented_kalman_filter,
+    unscented_kalman_smoother,
+)
 
-__all__ = ["KalmanFiltered", "KalmanSmoothed", "kalman_filter", "kalman_smoother", "sample_posterior"]
+__all__ = [
+    "GaussianFiltered",
+    "GaussianSmoothed",
+    "KalmanFiltered",
+    "KalmanSmoothed",
+    "cubature_kalman_filter",
+    "cubature_kalman_smoother",
+    "extended_kalman_filter",
+    "extended_kalman_smoother",
+    "gauss_hermite_kalman_filter",
+    "gauss_hermite_kalman_smoother",
+    "kalman_filter",
+    "kalman_smoother",
+    "sample_posterior",
+    "unscented_kalman_filter",
+    "unscented_kalman_smoother",
+]

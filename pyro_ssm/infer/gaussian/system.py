@@ -11,7 +11,7 @@ from pyro_ssm.components import Affine, AffineGaussian, Gaussian, require
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions.moments import gaussian_moments
 
-__all__ = ["System", "linear_gaussian_system"]
+__all__ = ["System", "check_request", "first_law", "linear_gaussian_system", "over_time"]
 
 INSTEAD = "SVI with a guide (infer.fit)"
 
@@ -35,6 +35,46 @@ class System(NamedTuple):
     num_times: int
 
 
+def check_request(model: Any, data: TimeSeries, method: str, capability: type, instead: str) -> None:
+    """Raise unless ``method``, which needs transitions and emissions of ``capability``, can run on model and data.
+
+    Raises:
+        TypeError: a component lacks the capability, or the model has a memory.
+        ValueError: the data has no values.
+
+    >>> from pyro_ssm.infer.gaussian.system import check_request
+    >>> check_request.__name__
+    'check_request'
+    """
+    require(model.initial, Gaussian, method, instead)
+    require(model.transition, capability, method, instead)
+    require(model.emission, capability, method, instead)
+    if model.memory is not None:
+        raise TypeError(
+            f"{method} integrates the states out, but this model's memory ({type(model.memory).__name__}) follows the "
+            f"path that was drawn. Use {INSTEAD}"
+        )
+    if data.values is None or data.mask is None:
+        raise ValueError(f"{method} needs observations, but `data` has no values. Give TimeSeries(times, values)")
+
+
+def first_law(bound: Any, data: TimeSeries) -> tuple[Tensor, Tensor]:
+    """Mean ``(..., n)`` and square root ``(..., n, n)`` of the first state of a bound model.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.infer.gaussian.system import first_law
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> first_law(model.bind(), ssm.TimeSeries(torch.arange(4.0)))[0].shape
+    torch.Size([2])
+    """
+    held = None if data.inputs is None else data.inputs[..., :1, :]
+    mean, scale_tril = gaussian_moments(bound.initial(data.times[..., :1], held))
+    if mean.dim() > 1:  # the law's batch ends in a time axis of one step
+        mean, scale_tril = mean[..., 0, :], scale_tril[..., 0, :, :]
+    return mean, scale_tril
+
+
 def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[Any, System]:
     """Bind the model, check what ``method`` needs, and evaluate its matrices at the times of ``data``.
 
@@ -51,23 +91,10 @@ def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[A
     >>> linear_gaussian_system.__name__
     'linear_gaussian_system'
     """
-    require(model.initial, Gaussian, method, INSTEAD)
-    require(model.transition, AffineGaussian, method, INSTEAD)
-    require(model.emission, AffineGaussian, method, INSTEAD)
-    if model.memory is not None:
-        raise TypeError(
-            f"{method} integrates the states out, but this model's memory ({type(model.memory).__name__}) follows the "
-            f"path that was drawn. Use {INSTEAD}"
-        )
-    if data.values is None or data.mask is None:
-        raise ValueError(f"{method} needs observations, but `data` has no values. Give TimeSeries(times, values)")
-
+    check_request(model, data, method, AffineGaussian, INSTEAD)
     bound = model.bind()
     times, inputs, index = data.times, data.inputs, data.observed_index
-    held = None if inputs is None else inputs[..., :1, :]
-    mean, scale_tril = gaussian_moments(bound.initial(times[..., :1], held))
-    if mean.dim() > 1:  # the law's batch ends in a time axis of one step
-        mean, scale_tril = mean[..., 0, :], scale_tril[..., 0, :, :]
+    mean, scale_tril = first_law(bound, data)
     emission = bound.emission.affine(
         times if index is None else times[..., index],
         inputs if inputs is None or index is None else inputs[..., index, :],
@@ -90,8 +117,8 @@ def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[A
     system = System(
         mean.to(dtype),
         scale_tril.to(dtype),
-        _over_time(transition, dtype),
-        _over_time(emission, dtype),
+        over_time(transition, dtype),
+        over_time(emission, dtype),
         data.values.to(dtype),
         data.mask,
         data.step_mask if data.is_ragged else None,
@@ -101,8 +128,15 @@ def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[A
     return bound, system
 
 
-def _over_time(law: Affine, dtype: torch.dtype) -> Affine:
-    """The same law in one dtype, each part with a time axis (of 1 where it had none)."""
+def over_time(law: Affine, dtype: torch.dtype) -> Affine:
+    """The same law in one dtype, each part with a time axis (of 1 where it had none).
+
+    >>> import torch
+    >>> from pyro_ssm.components import Affine
+    >>> from pyro_ssm.infer.gaussian.system import over_time
+    >>> over_time(Affine(torch.eye(2), torch.zeros(2), torch.eye(2)), torch.float64).offset
+    tensor([[0., 0.]], dtype=torch.float64)
+    """
     parts = []
     for part, event in zip(law, (2, 1, 2), strict=True):
         parts.append((part if part.dim() > event else part.unsqueeze(0)).to(dtype))

@@ -54,27 +54,30 @@ def regress(pairs, diagonal):
     return weights[0], noises[0]
 
 
+def pair(moments, r, x, known, seen):
+    """E[x x^T], E[r x^T], E[r r^T] of the regressors (part x of what is uncertain, known, 1) and the response r."""
+    mean, second = moments
+    k = np.append(known, 1.0)
+    Ex, Er = mean[x], mean[r]
+    xx = np.block([[second[x, x], np.outer(Ex, k)], [np.outer(k, Ex), np.outer(k, k)]])
+    return xx, np.concatenate([second[r, x], np.outer(Er, k)], 1), second[r, r], seen
+
+
 def em_step(theta, series, diagonal=False):
     """New parameters, and the log-likelihood of the old ones; ``series`` is a list of (y (T, p), u (T, q))."""
     n, p = len(theta["A"]), len(theta["C"])
     first, moves, looks, total = [], [], [], 0.0
     for y, u in series:
         T = len(y)
-        mean, second, log_likelihood = completed(theta, y, u)
+        *moments, log_likelihood = completed(theta, y, u)
         total += log_likelihood
         z = [slice(k * n, (k + 1) * n) for k in range(T)]
         o = [slice(T * n + k * p, T * n + (k + 1) * p) for k in range(T)]
 
-        def pair(r, x, known, seen):
-            k = np.append(known, 1.0)
-            Ex, Er = mean[x], mean[r]
-            xx = np.block([[second[x, x], np.outer(Ex, k)], [np.outer(k, Ex), np.outer(k, k)]])
-            return xx, np.concatenate([second[r, x], np.outer(Er, k)], 1), second[r, r], seen
-
         nothing = slice(0, 0)
-        first.append(pair(z[0], nothing, u[0], np.ones(n, bool)))
-        moves += [pair(z[k + 1], z[k], u[k], np.ones(n, bool)) for k in range(T - 1)]
-        looks += [pair(o[k], z[k], u[k], ~np.isnan(y[k])) for k in range(T)]
+        first.append(pair(moments, z[0], nothing, u[0], np.ones(n, bool)))
+        moves += [pair(moments, z[k + 1], z[k], u[k], np.ones(n, bool)) for k in range(T - 1)]
+        looks += [pair(moments, o[k], z[k], u[k], ~np.isnan(y[k])) for k in range(T)]
     start, P = regress(first, diagonal)
     move, Q = regress(moves, diagonal)
     look, R = regress(looks, diagonal)
