@@ -46,8 +46,8 @@ class ObservedInformation(NamedTuple):
         if not bool(values[0] > 1e-10):
             worst = [self.names[i] for i in axes[:, 0].abs().argsort(descending=True)[:3].tolist()]
             raise ValueError(
-                f"the observed information is not positive definite (smallest scaled eigenvalue "
-                f"{float(values[0]):.3g}, mostly along {worst}): the parameters are not at a maximum, at a bound, or not identified. "
+                f"the observed information is not positive definite (smallest scaled eigenvalue {float(values[0]):.3g}"
+                f", mostly along {worst}): the parameters are not at a maximum, at a bound, or not identified. "
                 "Fit longer, or hold some of them with requires_grad_(False)"
             )
         return (axes / values) @ axes.mT / (size * size.unsqueeze(-1))
@@ -115,7 +115,7 @@ def _double(model: StateSpaceModel) -> StateSpaceModel:
 def _free(model: StateSpaceModel) -> dict[str, Tensor]:
     """The unconstrained learnable parameters by the dotted name of what they make."""
     names = parameter_names(model)
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         dotted = name if name in names else name.removesuffix("_unconstrained")
         if parameter.requires_grad:

@@ -15,6 +15,10 @@ MAKERS = {
     "Normal": lambda: emissions.Normal(2, 3, 8),
     "Normal, all": lambda: emissions.Normal(2, 2, (8, 8), **ALL, network_scale=True),
     "Normal, affine": lambda: emissions.Normal(2, 3),
+    "RBFNormal": lambda: jitter(emissions.RBFNormal(2, 3, torch.randn(4, 2))),
+    "RBFNormal, full, inputs": lambda: jitter(
+        emissions.RBFNormal(2, 2, torch.randn(4, 2), width=0.7, input_dim=3, covariance="full")
+    ),
     "StudentT": lambda: emissions.StudentT(2, 3, 8),
     "StudentT, all": lambda: emissions.StudentT(2, 2, 8, **ALL, network_scale=True),
     "Bernoulli": lambda: emissions.Bernoulli(2, 3, 8),
@@ -43,7 +47,7 @@ def test_hidden_entries_add_nothing(make):
     mask[0] = False
     seen = masked(law, mask).log_prob(y.masked_fill(~mask, float("nan")))
     assert (seen[0] == 0).all()
-    if not isinstance(component, emissions.LinearNormal) or component.covariance == "diagonal":
+    if not (isinstance(component, (emissions.LinearNormal, emissions.RBFNormal)) and component.covariance == "full"):
         torch.testing.assert_close(seen, (law.base_dist.log_prob(y) * mask).sum(-1))
     torch.testing.assert_close(masked(law, torch.ones_like(mask)).log_prob(y), law.log_prob(y))
     seen.sum().backward()
