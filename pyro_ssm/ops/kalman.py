@@ -269,14 +269,22 @@ def filter_loop(
             m, L = _choose(told[seen[k]], (m_k, L_k), (m, L))  # where nothing is seen the law stays, to the last bit
             innovations.append((e, s))
         filtered.append((m, L))
+    terms = innovation_terms(innovations, mask, num_times, observed_index)
+    means, roots = ([_stack_time([law[i] for law in laws], i + 1) for laws in (filtered, predicted)] for i in (0, 1))
+    return FilterSteps(terms, means[0], roots[0], means[1], roots[1])
+
+
+def innovation_terms(
+    innovations: Sequence[Law], mask: Tensor, num_times: int, observed_index: Sequence[int] | None
+) -> Tensor:
+    """log p(y_k | y_<k), ``(..., time)``, from the whitened innovations and diagonals of :func:`update`."""
     e, s = (_stack_time([pair[i] for pair in innovations], 1) for i in (0, 1))
     terms = -0.5 * e.square() - s.log() - HALF_LOG_2PI
     terms = torch.where(mask, terms, torch.zeros((), dtype=terms.dtype, device=terms.device)).sum(-1)
-    if observed_index is not None:
-        where = torch.as_tensor(list(at), device=terms.device)
-        terms = terms.new_zeros(terms.shape[:-1] + (num_times,)).index_copy(-1, where, terms)
-    means, roots = ([_stack_time([law[i] for law in laws], i + 1) for laws in (filtered, predicted)] for i in (0, 1))
-    return FilterSteps(terms, means[0], roots[0], means[1], roots[1])
+    if observed_index is None:
+        return terms
+    where = torch.as_tensor(list(observed_index), device=terms.device)
+    return terms.new_zeros(terms.shape[:-1] + (num_times,)).index_copy(-1, where, terms)
 
 
 def _choices(condition: Tensor | None, num: int) -> Sequence[Tensor | None]:

@@ -1,7 +1,15 @@
 """Exact and approximate inference with Gaussian laws: the Kalman family."""
 
 from pyro_ssm.infer.gaussian.approximate import GaussianFiltered, GaussianSmoothed
+from pyro_ssm.infer.gaussian.ensemble import (
+    EnsembleFiltered,
+    EnsembleSmoothed,
+    Localisation,
+    ensemble_kalman_filter,
+    ensemble_kalman_smoother,
+)
 from pyro_ssm.infer.gaussian.extended import extended_kalman_filter, extended_kalman_smoother
+from pyro_ssm.infer.gaussian.iterated import iterated_posterior_linearisation_smoother
 from pyro_ssm.infer.gaussian.kalman import (
     KalmanFiltered,
     KalmanSmoothed,
@@ -19,16 +27,22 @@ from pyro_ssm.infer.gaussian.sigma_points import (
 )
 
 __all__ = [
+    "EnsembleFiltered",
+    "EnsembleSmoothed",
     "GaussianFiltered",
     "GaussianSmoothed",
     "KalmanFiltered",
     "KalmanSmoothed",
+    "Localisation",
     "cubature_kalman_filter",
     "cubature_kalman_smoother",
+    "ensemble_kalman_filter",
+    "ensemble_kalman_smoother",
     "extended_kalman_filter",
     "extended_kalman_smoother",
     "gauss_hermite_kalman_filter",
     "gauss_hermite_kalman_smoother",
+    "iterated_posterior_linearisation_smoother",
     "kalman_filter",
     "kalman_smoother",
     "sample_posterior",

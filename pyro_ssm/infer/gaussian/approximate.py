@@ -12,7 +12,16 @@ from pyro_ssm.infer.gaussian.linearise import Linearisation
 from pyro_ssm.infer.gaussian.nonlinear import NonlinearSystem
 from pyro_ssm.ops.kalman import FilterSteps, backward_conditionals, filter_loop, hide_rows, kalman_smoother_reference
 
-__all__ = ["GaussianFiltered", "GaussianSmoothed", "gaussian_filter", "gaussian_smoother"]
+__all__ = [
+    "GaussianFiltered",
+    "GaussianSmoothed",
+    "check_steps",
+    "gaussian_filter",
+    "gaussian_smoother",
+    "no_moves",
+    "run_filter",
+    "smooth_steps",
+]
 
 
 class GaussianFiltered(NamedTuple):
@@ -40,15 +49,18 @@ class GaussianSmoothed(NamedTuple):
     """What a Gaussian-approximate smoother returns.
 
     >>> from pyro_ssm.infer.gaussian import GaussianSmoothed
-    >>> GaussianSmoothed._fields
-    ('mean', 'scale_tril', 'log_likelihood', 'gain', 'method')
+    >>> GaussianSmoothed._fields[:4]
+    ('mean', 'scale_tril', 'log_likelihood', 'gain')
     """
 
     mean: Tensor  # (*batch, time, state)  approximates E[z_k | y]
     scale_tril: Tensor  # (*batch, time, state, state)
-    log_likelihood: Tensor  # (*batch, time)  of the filter
+    log_likelihood: Tensor  # (*batch, time)  approximates log p(y_k | y_<k)
     gain: Tensor  # (*batch, time - 1, state, state)  d E[z_k | z_{k+1}, y] / d z_{k+1}
     method: str  # the name of the smoother
+    iterations: int = 1  # passes of an iterated smoother
+    converged: Tensor | None = None  # bool (*batch,); None for a smoother that does not iterate
+    change: Tensor | None = None  # (*batch,)  the last change of a mean or deviation, in posterior standard deviations
 
     @property
     def exact(self) -> bool:
@@ -69,8 +81,12 @@ def gaussian_filter(system: NonlinearSystem, linearise: Linearisation) -> Gaussi
     >>> gaussian_filter.__name__
     'gaussian_filter'
     """
-    steps, _ = _run(system, linearise)
-    return GaussianFiltered(*expand_steps(steps), system.method)
+    steps, _ = run_filter(system, linearise)
+    terms, m, L, predicted_m, predicted_L = steps
+    lead = terms.shape[:-1]
+    parts = (terms, 1), (m, 2), (L, 3), (predicted_m, 2), (predicted_L, 3)
+    terms, m, L, predicted_m, predicted_L = (part.expand(lead + part.shape[-event:]) for part, event in parts)
+    return GaussianFiltered(terms, m, L, predicted_m, predicted_L, system.method)
 
 
 def gaussian_smoother(system: NonlinearSystem, linearise: Linearisation) -> GaussianSmoothed:
@@ -80,7 +96,7 @@ def gaussian_smoother(system: NonlinearSystem, linearise: Linearisation) -> Gaus
     >>> gaussian_smoother.__name__
     'gaussian_smoother'
     """
-    steps, transition = _run(system, linearise)
+    steps, transition = run_filter(system, linearise)
     return GaussianSmoothed(*smooth_steps(system, steps, transition), system.method)
 
 
@@ -96,13 +112,13 @@ def smooth_steps(
     return mean, scale_tril, log_likelihood, gain
 
 
-def expand_steps(steps: FilterSteps) -> tuple[Tensor, ...]:
-    """The parts with full leading dims."""
-    lead = steps.log_likelihood.shape[:-1]
-    return tuple(part.expand(lead + part.shape[-event:]) for part, event in zip(steps, (1, 2, 3, 2, 3), strict=True))
+def run_filter(system: NonlinearSystem, linearise: Linearisation) -> tuple[FilterSteps, Affine]:
+    """The steps of the filter, and the moves as it linearised them.
 
-
-def _run(system: NonlinearSystem, linearise: Linearisation) -> tuple[FilterSteps, Affine]:
+    >>> from pyro_ssm.infer.gaussian.approximate import run_filter
+    >>> run_filter.__name__
+    'run_filter'
+    """
     moves: list[Affine] = []
 
     def move(k: int, m: Tensor, L: Tensor) -> tuple[Tensor, ...]:
@@ -126,7 +142,7 @@ def _run(system: NonlinearSystem, linearise: Linearisation) -> tuple[FilterSteps
         step_mask=system.step_mask,
     )
     check_steps(system, steps)
-    return steps, _stacked(moves, system.mean)
+    return steps, _stacked(moves) if moves else no_moves(system)
 
 
 def check_steps(system: NonlinearSystem, steps: FilterSteps) -> None:
@@ -137,11 +153,14 @@ def check_steps(system: NonlinearSystem, steps: FilterSteps) -> None:
     system.check_finite("filtered law at", slice(0, system.num_times), m, (m, L), system.step_mask)
 
 
-def _stacked(moves: list[Affine], mean: Tensor) -> Affine:
+def no_moves(system: NonlinearSystem) -> Affine:
+    """The transitions of a path of one time."""
+    m, n = system.mean, system.mean.shape[-1]
+    return Affine(m.new_zeros(0, n, n), m.new_zeros(0, n), m.new_zeros(0, n, n))
+
+
+def _stacked(moves: list[Affine]) -> Affine:
     """The linearised moves along time."""
-    if not moves:  # one time
-        n = mean.shape[-1]
-        return Affine(mean.new_zeros(0, n, n), mean.new_zeros(0, n), mean.new_zeros(0, n, n))
     parts = []
     for event, steps in zip((2, 1, 2), zip(*moves, strict=True), strict=True):
         lead = torch.broadcast_shapes(*(step.shape[: -1 - event] for step in steps))

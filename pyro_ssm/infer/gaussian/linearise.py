@@ -56,15 +56,14 @@ class Taylor:
         loc, root = gaussian_moments(law(mean))
         lead, p = mean.shape[:-1], loc.shape[-1]
         loc, root = loc.to(mean.dtype).expand(lead + (p,)), root.to(mean.dtype).expand(lead + (p, p))
-        A = _jacobian(law, mean, p)
+        A = _jacobian(law, mean, p, create_graph=loc.requires_grad)
         return Affine(A, loc - matvec(A, mean), root)
 
 
-def _jacobian(law: Law, mean: Tensor, size: int) -> Tensor:
+def _jacobian(law: Law, mean: Tensor, size: int, create_graph: bool) -> Tensor:
     """The derivative of the law's location, ``(..., time, size, n)``: copy i of the state gives row i."""
     shape = (size, *mean.shape)
     wanted = torch.eye(size, dtype=mean.dtype, device=mean.device).reshape(size, *[1] * (mean.dim() - 1), size)
-    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         x = mean.expand(shape)
         x = x if create_graph and x.requires_grad else x.detach().requires_grad_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -98,16 +99,16 @@ class NonlinearSystem(NamedTuple):
                 "was finite before. The covariance of an observation may be singular: give the emission some noise"
             )
         raise ValueError(
-            f"{self.method}: the {what} {where} has a mean, a derivative or a scale that is not finite, for a state near "
-            f"{[round(x, 4) for x in state.tolist()]}. Check that component's function there; bound what may overflow or "
-            "leave its domain (clamp before a logarithm or a square root)"
+            f"{self.method}: the {what} {where} has a mean, a derivative or a scale that is not finite, for a state "
+            f"near {[round(x, 4) for x in state.tolist()]}. Check that component's function there; bound what may "
+            "overflow or leave its domain (clamp before a logarithm or a square root)"
         )
 
 
-def nonlinear_system(model: Any, data: TimeSeries, method: str) -> NonlinearSystem:
+def nonlinear_system(model: Any, data: TimeSeries, method: str, use_affine: bool = True) -> NonlinearSystem:
     """Bind the model, check what ``method`` needs, and make ready its laws at the times of ``data``.
 
-    An affine component is used by its matrices, which every linearisation would find.
+    An affine component is used by its matrices, which every linearisation would find, unless ``use_affine`` is False.
 
     Raises:
         TypeError: a component is not ``Gaussian``, or the model has a memory.
@@ -131,28 +132,21 @@ def nonlinear_system(model: Any, data: TimeSeries, method: str) -> NonlinearSyst
         data.mask,
         data.step_mask if data.is_ragged else None,
         None if index is None else index.tolist(),
-        _fixed_transition(bound, data),
-        _fixed_emission(bound, data),
+        _fixed_transition(bound, data) if use_affine else None,
+        _fixed_emission(bound, data) if use_affine else None,
         mean.dtype,
     )
-    # one evaluation of each law at the first step tells its dtype, and the leading dims of the model's parameters
     lead = torch.broadcast_shapes(
         batch_shape(bound, data), data.values.shape[:-2], mean.shape[:-1], scale_tril.shape[:-2]
     )
+    dtype = torch.promote_types(torch.promote_types(data.values.dtype, mean.dtype), scale_tril.dtype)
     first = mean.expand(lead + mean.shape[-1:]).unsqueeze(-2)
-    with torch.no_grad():
-        looked, root, _ = gaussian_parts(system.emission_law(slice(0, 1))(first))
-        parts, lead = [looked, root], torch.broadcast_shapes(lead, looked.shape[:-2])
-        if data.num_times > 1:
-            moved, root, _ = gaussian_parts(system.transition_law(slice(0, 1))(first))
-            parts, lead = [*parts, moved, root], torch.broadcast_shapes(lead, moved.shape[:-2])
-    if looked.shape[-1] != data.values.shape[-1]:
-        raise ValueError(
-            f"`data.values` has {data.values.shape[-1]} columns, but the emission gives {looked.shape[-1]}"
-        )
-    dtype = data.values.dtype
-    for tensor in (mean, scale_tril, *parts, *(system.fixed_transition or ()), *(system.fixed_emission or ())):
-        dtype = torch.promote_types(dtype, tensor.dtype)
+    moves = [(system.fixed_transition, system.transition_law)] if data.num_times > 1 else []
+    for fixed, law_at in [*moves, (system.fixed_emission, system.emission_law)]:
+        own_lead, own_dtype, width = _first(fixed, law_at, first)
+        lead, dtype = torch.broadcast_shapes(lead, own_lead), torch.promote_types(dtype, own_dtype)
+    if width != data.values.shape[-1]:
+        raise ValueError(f"`data.values` has {data.values.shape[-1]} columns, but the emission gives {width}")
     return system._replace(
         mean=mean.to(dtype).expand(lead + mean.shape[-1:]),
         scale_tril=scale_tril.to(dtype).expand(lead + scale_tril.shape[-2:]),
@@ -160,6 +154,18 @@ def nonlinear_system(model: Any, data: TimeSeries, method: str) -> NonlinearSyst
         fixed_transition=system.fixed_transition and over_time(system.fixed_transition, dtype),
         fixed_emission=system.fixed_emission and over_time(system.fixed_emission, dtype),
     )
+
+
+def _first(fixed: Affine | None, law_at: Callable[[slice], Law], state: Tensor) -> tuple[torch.Size, torch.dtype, int]:
+    """Leading dims (those of the parameters among them), dtype and width of a component's laws, from the first step."""
+    if fixed is not None:
+        matrix, offset, scale_tril = _at(over_time(fixed, fixed.matrix.dtype), slice(0, 1))
+        lead = torch.broadcast_shapes(matrix.shape[:-3], offset.shape[:-2], scale_tril.shape[:-3])
+        dtype = torch.promote_types(fixed.offset.dtype, fixed.scale_tril.dtype)
+        return lead, torch.promote_types(fixed.matrix.dtype, dtype), offset.shape[-1]
+    with torch.no_grad():
+        loc, root, _ = gaussian_parts(law_at(slice(0, 1))(state))
+    return loc.shape[:-2], torch.promote_types(loc.dtype, root.dtype), loc.shape[-1]
 
 
 def _fixed_transition(bound: Any, data: TimeSeries) -> Affine | None:

@@ -39,7 +39,7 @@ def unscented_kalman_filter(
     Missing entries, padding, refined grids and sample dims as in :func:`extended_kalman_filter`.
 
     Args:
-        model: as for :func:`extended_kalman_filter`; functions are called with one more sample dim (the points) in front.
+        model: as for :func:`extended_kalman_filter`; functions see one more sample dim (the points).
         data: with values.
         alpha: spread of the points.
         beta: what is known about fourth moments.

@@ -60,6 +60,9 @@ class Decay(AffineGaussian, Transition):
         kept = torch.exp(-self.rate * (next_time - time).unsqueeze(-1)) * torch.ones(self.state_dim, dtype=D)
         return Affine(kept.diag_embed(), torch.zeros_like(kept), (1 - kept.square()).sqrt().diag_embed())
 
+    def forward(self, state, time, next_time, inputs, memory=None):
+        return _law(self.affine(time, next_time, inputs), state)
+
 
 class Look(AffineGaussian, Emission):
     """y = H z + d + W u + R e, the noise correlated."""
