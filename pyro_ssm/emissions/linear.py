@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_ssm.blocks._checks import check_size
 from pyro_ssm.blocks._conditioning import check_state
-from pyro_ssm.blocks._gaussian import AffineNormal, first_matrix
+from pyro_ssm.blocks._gaussian import AffineNormal
 from pyro_ssm.components import Affine, Emission
 
 __all__ = ["LinearNormal"]
@@ -55,7 +55,12 @@ class LinearNormal(AffineNormal, Emission):
         super().__init__()
         self.state_dim = check_size("state_dim", state_dim)
         self.obs_dim = check_size("obs_dim", obs_dim)
-        start = first_matrix(matrix, (obs_dim, state_dim), lambda: torch.randn(obs_dim, state_dim) / state_dim**0.5)
+        if matrix is None:
+            start = torch.randn(obs_dim, state_dim) / state_dim**0.5
+        else:
+            start = torch.as_tensor(matrix).to(torch.get_default_dtype())
+        if start.shape != (obs_dim, state_dim):
+            raise ValueError(f"`matrix` must have shape ({obs_dim}, {state_dim}), got {tuple(start.shape)}")
         self._declare(start, input_dim, covariance, scale, floor)
 
     def forward(self, state: Tensor, time: Tensor, inputs: Tensor | None, memory: Tensor | None = None) -> Any:

@@ -30,7 +30,7 @@ from pyro_ssm.infer.gaussian import (
     unscented_kalman_smoother,
 )
 from pyro_ssm.infer.importance import ImportanceEstimate, LowerBound, evidence_lower_bound, importance_log_likelihood
-from pyro_ssm.infer.information import ObservedInformation, StandardErrors, observed_information, standard_errors
+from pyro_ssm.infer.information import ObservedInformation, StandardErrorsResult, observed_information, standard_errors
 from pyro_ssm.infer.local_parameters import local_parameters
 from pyro_ssm.infer.marginal import Marginal, MarginalLaw
 from pyro_ssm.infer.prior import sample_prior
@@ -53,7 +53,7 @@ __all__ = [
     "Marginal",
     "MarginalLaw",
     "ObservedInformation",
-    "StandardErrors",
+    "StandardErrorsResult",
     "cubature_kalman_filter",
     "cubature_kalman_smoother",
     "em",

@@ -14,7 +14,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.gaussian import kalman_filter
 from pyro_ssm.models import StateSpaceModel
 
-__all__ = ["ObservedInformation", "StandardErrors", "observed_information", "standard_errors"]
+__all__ = ["ObservedInformation", "StandardErrorsResult", "observed_information", "standard_errors"]
 
 Filter = Callable[[Any, TimeSeries], Any]
 Quantity = Callable[[Any], Tensor]
@@ -53,11 +53,11 @@ class ObservedInformation(NamedTuple):
         return (axes / values) @ axes.mT / (size * size.unsqueeze(-1))
 
 
-class StandardErrors(NamedTuple):
+class StandardErrorsResult(NamedTuple):
     """What :func:`standard_errors` returns, by parameter or quantity, each in its own shape and units.
 
-    >>> from pyro_ssm.infer import StandardErrors
-    >>> StandardErrors._fields
+    >>> from pyro_ssm.infer import StandardErrorsResult
+    >>> StandardErrorsResult._fields
     ('estimate', 'standard_error', 'covariance', 'information')
     """
 
@@ -157,7 +157,7 @@ def standard_errors(
     data: TimeSeries,
     filter: Filter = kalman_filter,
     of: Mapping[str, Quantity] | None = None,
-) -> StandardErrors:
+) -> StandardErrorsResult:
     """Asymptotic standard errors of maximum-likelihood estimates, or of functions of them.
 
     .. math:: \\text{Cov}(g(u)) \\approx G\\, J(u)^{-1} G^T, \\qquad G = \\frac{\\partial g}{\\partial u}
@@ -198,7 +198,7 @@ def standard_errors(
         G = torch.stack([_gradient(entry, free) for value in estimate.values() for entry in value.flatten()])
     covariance = G @ information.covariance @ G.mT
     spread = covariance.diagonal().clamp(min=0.0).sqrt().split([value.numel() for value in estimate.values()])
-    return StandardErrors(
+    return StandardErrorsResult(
         {name: value.detach() for name, value in estimate.items()},
         {name: part.view(value.shape) for (name, value), part in zip(estimate.items(), spread)},
         covariance,

@@ -186,12 +186,15 @@ class _Run:
             for i in range(num_iterations):
                 before = self.snapshot()
                 self.maximise(posterior)
-                if accelerator is not None and accelerator.extrapolate(before, self.unconstrained):
+                if accelerator is None or not accelerator.extrapolate(before, self.unconstrained):
                     posterior, total = self.expect()
-                    if not accelerator.judge(total >= trace[-1], self.unconstrained):  # also where it is NaN
-                        posterior, total = self.expect()
                 else:
-                    posterior, total = self.expect()
+                    try:
+                        posterior, total = self.expect()
+                    except torch.linalg.LinAlgError:  # a jump too far
+                        total = math.nan
+                    if not accelerator.judge(total >= trace[-1], self.unconstrained):  # nor where it is NaN
+                        posterior, total = self.expect()
                 fell = trace[-1] - total
                 if not math.isfinite(total) or (self.is_exact and fell > slack + ROUNDING * abs(total)):
                     self.put(before)

@@ -202,6 +202,8 @@ def regression_of(model: Any, part: str, held: Mapping[str, Tensor]) -> Regressi
             f"em has no closed-form M-step for the {part} {type(component).__name__}; it has one for NormalInitial, "
             f"LinearNormal, RBFTransition and RBFNormal. {way_out}"
         )
+    if getattr(component, "noise", None) is not None:
+        raise TypeError(f"em has no closed-form M-step for the {part} with known noise of every step. {way_out}")
     noise = "scale" if component.covariance == "diagonal" else "scale_tril"
     names = tuple(name for name in COEFFICIENTS[kind] if name != "input_matrix" or component.input_dim)
     rows = component.obs_dim if part == "emission" else component.state_dim
