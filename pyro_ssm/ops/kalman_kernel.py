@@ -1,6 +1,6 @@
-"""The Kalman operators of the compiled library as ``torch.ops.pyro_ssm.kalman_forward`` and ``kalman_backward``.
+"""The Kalman operators ``torch.ops.pyro_ssm.kalman_forward`` and ``kalman_backward``: the compiled library, or torch.
 
-They take arguments in one shape, float64 and on the CPU (:mod:`pyro_ssm.ops.kalman_problem` brings them there): series
+They take arguments in one shape, float64 (:mod:`pyro_ssm.ops.kalman_problem` brings them there): series
 i of group g, where a group shares one covariance recursion; a size of 1 stands for all groups, series or times.
 """
 
@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ssm.ops import kalman_torch_kernel
 from pyro_ssm.ops.compiled import library
+from pyro_ssm.ops.kalman_torch import singular
+from pyro_ssm.ops.kalman_torch_kernel import MEANS, ROOTS, TAPE
 
 __all__ = ["MEANS", "ROOTS", "TAPE", "kalman_backward", "kalman_forward", "tape_size"]
 
-MEANS, ROOTS, TAPE = 1, 2, 4  # what the forward pass keeps
 FIELDS = 62  # eight-byte fields of KalmanArgs
 
 _PROBLEM = (
@@ -105,20 +107,6 @@ def _call(function: Any, fields: list[int], failed: Any) -> None:
         raise torch.linalg.LinAlgError(singular(failed[1], failed[0]))
 
 
-def singular(step: int, group: int) -> str:
-    """The sentence that names a step at which there is no density.
-
-    >>> from pyro_ssm.ops.kalman_kernel import singular
-    >>> singular(3, 0).split(":")[0]
-    'kalman_filter'
-    """
-    return (
-        f"kalman_filter: the innovation covariance H P H' + R R' of step {step} (parameters {group}) is singular or not "
-        "finite, so the observation has no density. Give the observation some noise (R), or leave out rows that others "
-        "determine"
-    )
-
-
 def kalman_forward(
     y: Tensor,
     mask: Tensor | None,
@@ -136,7 +124,7 @@ def kalman_forward(
     times: int,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The compiled filter; what ``keep`` does not name comes back empty.
+    """The filter; what ``keep`` does not name comes back empty.
 
     Args:
         y: ``(groups, series, seen, p)``, float64 as all numbers here.
@@ -160,14 +148,17 @@ def kalman_forward(
     'kalman_forward'
     """
     arguments = (y, mask, move, lengths, at, m, L, F, b, Q, H, d, R, times)
-    fields, alive = _problem(*arguments)
     out = _results(y, m, times, keep)
-    failed = (ctypes.c_int64 * 2)()
-    kept = [x if x.numel() else None for x in out]
+    if not y.shape[0] * y.shape[1] * times:
+        return out
     functions, _, _, parallel_for = library()
-    fields += [_address(x) for x in kept] + [ctypes.addressof(failed), parallel_for]
-    if y.shape[0] * y.shape[1] * times:
-        _call(functions.pyro_ssm_kalman_forward, fields, failed)
+    if functions is None or y.device.type != "cpu":
+        kalman_torch_kernel.forward(*arguments, keep, out)
+        return out
+    fields, alive = _problem(*arguments)
+    failed = (ctypes.c_int64 * 2)()
+    fields += [*(_address(x) if x.numel() else 0 for x in out), ctypes.addressof(failed), parallel_for]
+    _call(functions.pyro_ssm_kalman_forward, fields, failed)
     del alive
     return out
 
@@ -215,8 +206,17 @@ def kalman_backward(
     >>> kalman_backward.__name__
     'kalman_backward'
     """
-    fields, alive = _problem(y, mask, move, lengths, at, m, L, F, b, Q, H, d, R, times)
+    arguments = (y, mask, move, lengths, at, m, L, F, b, Q, H, d, R, times)
+    inputs = (y, m, L, F, b, Q, H, d, R)
+    none = y.new_empty(0)
+    if not y.shape[0] * y.shape[1] * times:
+        return tuple(torch.zeros_like(x) if want else none for x, want in zip(inputs, wanted, strict=True))
     outer = [None if g is None else g.contiguous() for g in (grad_log_likelihood, grad_filtered_mean, grad_predicted_mean)]
+    functions, _, _, parallel_for = library()
+    if functions is None or y.device.type != "cpu":
+        found = kalman_torch_kernel.backward(*arguments, tape, *outer)
+        return tuple(grad.contiguous() if want else none for grad, want in zip(found, wanted, strict=True))
+    fields, alive = _problem(*arguments)
     groups, series, seen, p = y.shape
     n = m.shape[-1]
     shared_b = b.shape[0] == b.shape[1] == b.shape[2] == 1
@@ -232,13 +232,11 @@ def kalman_backward(
     grad_b = new((groups, series, max(times - 1, 0), n)) if want_b and not shared_b else None
     grad_b_sum = new((n,)) if want_b and shared_b else None
     grad_d_sum = new((p,)) if want_d and shared_d else None
-    fields += [0, 0, 0, 0, 0, tape.data_ptr(), 0, library().parallel_for, *(_address(g) for g in outer)]
+    fields += [0, 0, 0, 0, 0, tape.data_ptr(), 0, parallel_for, *(_address(g) for g in outer)]
     fields += [_address(x) for x in (grad_y, grad_m, grad_L, grad_F, grad_b, grad_b_sum, grad_Q, grad_H, grad_d_sum)]
     fields += [_address(grad_R)]
-    if groups * series * times:
-        _call(library().functions.pyro_ssm_kalman_backward, fields, (0, 0))
+    _call(functions.pyro_ssm_kalman_backward, fields, (0, 0))
     del alive
-    none = y.new_empty(0)
     found_b = grad_b_sum.reshape(b.shape) if grad_b_sum is not None else _reduce(grad_b, b)
     if grad_d_sum is not None:
         found_d = grad_d_sum.reshape(d.shape)
@@ -269,7 +267,8 @@ def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
     return _results(args[0], args[5], args[13], args[14])
 
 
-_LIBRARY.impl("kalman_forward", kalman_forward, "CPU")
-_LIBRARY.impl("kalman_backward", kalman_backward, "CPU")
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("kalman_forward", kalman_forward, _device)
+    _LIBRARY.impl("kalman_backward", kalman_backward, _device)
 torch.library.register_fake("pyro_ssm::kalman_forward", _fake_forward, lib=_LIBRARY)
 torch.library.register_fake("pyro_ssm::kalman_backward", _fake_backward, lib=_LIBRARY)
