@@ -9,6 +9,7 @@ from pyro_ssm.ops.kalman import (
     kalman_filter_reference,
     kalman_smoother_reference,
 )
+from pyro_ssm.ops.kalman_filter import kalman_filter, kalman_log_likelihood
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
@@ -25,7 +26,9 @@ __all__ = [
     "gru_scan",
     "gru_scan_reference",
     "info",
+    "kalman_filter",
     "kalman_filter_reference",
+    "kalman_log_likelihood",
     "kalman_smoother_reference",
     "linear_scan",
     "linear_scan_reference",
