@@ -224,10 +224,11 @@ def bind(root: PyroModule, values: Mapping[str, Any] | None = None) -> Any:
     """Read every parameter of a model or component once and return a shallow copy that speaks no Pyro.
 
     While a trace runs, random parameters (``PyroSample``) become Pyro sites, each exactly once; learnable ones are
-    registered with Pyro, those with ``requires_grad=False`` are not, so that ``SVI`` leaves them alone. Values that
+    registered with Pyro, and those with ``requires_grad=False`` are not, so that ``SVI`` leaves them alone. Values that
     are given take the place of a draw (or of a learnable parameter) and make no site. The copy shares every
-    ``nn.Parameter``, so gradients flow; there is no handler traffic in loops over it, and ``torch.compile(fullgraph=True)`` works. Its
-    attribute ``parameter_shape`` is the ``(*draws, *plates)`` shape of all drawn values together.
+    ``nn.Parameter``, so gradients flow; there is no handler traffic in loops over it, and
+    ``torch.compile(fullgraph=True)`` works. Its attribute ``parameter_shape`` is the ``(*draws, *plates)`` shape of all
+    drawn values together.
 
     Args:
         root: the model or component.

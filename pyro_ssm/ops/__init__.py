@@ -9,6 +9,7 @@ from pyro_ssm.ops.kalman import (
     kalman_filter_reference,
     kalman_smoother_reference,
 )
+from pyro_ssm.ops.kalman_filter import kalman_filter, kalman_log_likelihood
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
 from pyro_ssm.ops.quadrature import SigmaPoints, cubature_rule, gauss_hermite_rule, unscented_rule
@@ -33,7 +34,9 @@ __all__ = [
     "gru_scan",
     "gru_scan_reference",
     "info",
+    "kalman_filter",
     "kalman_filter_reference",
+    "kalman_log_likelihood",
     "kalman_smoother_reference",
     "linear_scan",
     "linear_scan_reference",

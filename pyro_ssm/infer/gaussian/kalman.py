@@ -19,10 +19,10 @@ from pyro_ssm.ops.kalman import (
     FilterSteps,
     backward_conditionals,
     backward_sample_reference,
-    kalman_filter_reference,
     kalman_smoother_reference,
     matvec,
 )
+from pyro_ssm.ops.kalman_filter import kalman_filter as filter_steps
 
 __all__ = ["KalmanFiltered", "KalmanSmoothed", "kalman_filter", "kalman_smoother", "sample_posterior"]
 
@@ -180,7 +180,7 @@ def sample_posterior(model: Any, data: TimeSeries, sample_shape: torch.Size | tu
 
 
 def _filter(system: System) -> FilterSteps:
-    return kalman_filter_reference(
+    return filter_steps(
         system.values,
         system.mask,
         system.mean,
