@@ -104,7 +104,6 @@ def test_autonormal_is_the_conjugate_posterior(level):
     assert (high - low) / 2 == pytest.approx(deviation, rel=0.15)
 
 
-@pytest.mark.slow
 def test_nuts_draws_the_posterior_of_the_niles_level():
     """The standard deviation of the level's steps, by quadrature; forty years with a gap."""
     data = load("nile", dtype=D).split(40)[0].hide(torch.arange(40).unsqueeze(-1) % 9 == 4)
