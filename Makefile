@@ -14,7 +14,7 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast doctest slow tutorials docs lint arviz-next bench-env bench clean
+.PHONY: help demo test test-fast doctest slow tutorials ops docs lint arviz-next bench-env bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -36,6 +36,10 @@ slow: $(VENV)/.has-test  ## the long tests that `make test` leaves out
 
 tutorials: $(VENV)/.has-test  ## execute the notebooks; their claims are assertions
 	$(PYTEST) tests/test_tutorials.py
+
+ops: $(VENV)/.has-test  ## build the compiled operators in place; `make test` and `make demo` do so too, if a compiler is there
+	PYRO_SSM_BUILD=require $(VENV)/bin/python setup.py -q build_ext --inplace --force
+	$(VENV)/bin/python -m pyro_ssm info
 
 docs: $(VENV)/.has-dev  ## build the documentation into docs/_build/html; a warning is an error
 	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

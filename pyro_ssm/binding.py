@@ -160,7 +160,9 @@ class _Reader:
         declared = getattr(module, "event_dims", {}).get(name)
         if prior is not None:
             return self._random(dotted, module, name, prior, declared)
-        value = getattr(module, name)
+        held = module._parameters.get(name)
+        # a parameter that is held makes no site: Pyro's store would set requires_grad, and SVI would train it
+        value = held if held is not None and not held.requires_grad else getattr(module, name)
         if dotted in self.values:
             given = torch.as_tensor(self.values[dotted], dtype=value.dtype, device=value.device)
             declared = max(value.dim(), 1) if declared is None else declared
@@ -221,10 +223,12 @@ class _Reader:
 def bind(root: PyroModule, values: Mapping[str, Any] | None = None) -> Any:
     """Read every parameter of a model or component once and return a shallow copy that speaks no Pyro.
 
-    While a trace runs, random parameters (``PyroSample``) become Pyro sites, each exactly once. Values that are given
-    take the place of a draw (or of a learnable parameter) and make no site. The copy shares every ``nn.Parameter``, so
-    gradients flow; there is no handler traffic in loops over it, and ``torch.compile(fullgraph=True)`` works. Its
-    attribute ``parameter_shape`` is the ``(*draws, *plates)`` shape of all drawn values together.
+    While a trace runs, random parameters (``PyroSample``) become Pyro sites, each exactly once; learnable ones are
+    registered with Pyro, and those with ``requires_grad=False`` are not, so that ``SVI`` leaves them alone. Values that
+    are given take the place of a draw (or of a learnable parameter) and make no site. The copy shares every
+    ``nn.Parameter``, so gradients flow; there is no handler traffic in loops over it, and
+    ``torch.compile(fullgraph=True)`` works. Its attribute ``parameter_shape`` is the ``(*draws, *plates)`` shape of all
+    drawn values together.
 
     Args:
         root: the model or component.

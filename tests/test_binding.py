@@ -384,3 +384,27 @@ def test_pyro_module_of_a_user_keeps_dotted_names_relative_to_the_model():
     assert "child.transition.rate" in traced.nodes
     assert "transition.rate" in random_parameters(outer.child)
     outer.child.bind({"transition.rate": torch.ones(2), "emission.offset": torch.ones(2)})
+
+
+# ---------------------------------------------------------------------------------------------------- held
+
+
+def test_svi_leaves_a_parameter_without_gradient_alone():
+    """Pyro's store would set `requires_grad` of what it registers, and train it."""
+    part = Parts()
+    part.held = nn.Parameter(torch.ones(2), requires_grad=False)
+    part.matrix = nn.Parameter(torch.ones(2, 2))
+
+    def program():
+        bound = bind(part)
+        pyro.sample("y", dist.Normal(bound.held + bound.level, 1.0).to_event(1), obs=torch.full((2,), 5.0))
+
+    def guide():
+        pyro.sample("rate", dist.LogNormal(0.0, 1.0))
+
+    svi = pyro.infer.SVI(program, guide, pyro.optim.Adam({"lr": 0.1}), pyro.infer.Trace_ELBO())
+    for _ in range(3):
+        svi.step()
+    assert torch.equal(part.held, torch.ones(2)) and not part.held.requires_grad
+    assert (part.level != 0).all()
+    assert "held" not in pyro.get_param_store() and "level" in pyro.get_param_store()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from pyro_ssm.blocks.linear import linear
 from pyro_ssm.blocks.parameters import cholesky_parameter, positive_parameter
 from pyro_ssm.components import Affine, AffineGaussian
 
-__all__ = ["AffineNormal", "diagonal_normal", "noise_law", "noise_tril", "set_noise", "with_time"]
+__all__ = ["AffineNormal", "diagonal_normal", "first_matrix", "noise_law", "noise_tril", "set_noise", "with_time"]
 
 
 def with_time(value: Tensor, event_dims: int) -> Tensor:
@@ -26,6 +26,14 @@ def with_time(value: Tensor, event_dims: int) -> Tensor:
 def diagonal_normal(loc: Tensor, scale: Tensor) -> Any:
     """:math:`N(\\text{loc}, \\text{diag}(\\text{scale}^2))` with one event dim."""
     return dist.Independent(dist.Normal(loc, scale, validate_args=False), 1, validate_args=False)
+
+
+def first_matrix(matrix: Tensor | None, shape: tuple[int, int], default: Callable[[], Tensor]) -> Tensor:
+    """The first value of a parameter ``matrix``: what the user gave, or ``default()``."""
+    start = default() if matrix is None else torch.as_tensor(matrix).to(torch.get_default_dtype())
+    if start.shape != shape:
+        raise ValueError(f"`matrix` must have shape {shape}, got {tuple(start.shape)}")
+    return start
 
 
 def set_noise(component: Any, size: int, covariance: str, scale: float | Tensor, floor: float) -> None:

@@ -14,6 +14,7 @@ from pyro_ssm.dynamics.matern import Matern
 from pyro_ssm.dynamics.neural import FunctionTransition, GatedTransition, MLPTransition
 from pyro_ssm.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from pyro_ssm.dynamics.part import Part, Parts
+from pyro_ssm.dynamics.radial import RBFTransition
 from pyro_ssm.dynamics.semi_markov import SemiMarkov, SemiMarkovInitial
 from pyro_ssm.dynamics.stacked import Stacked, StackedDiffuseInitial, StackedInitial, stack_initials
 from pyro_ssm.dynamics.stationary import Stationary, StationaryInitial
@@ -41,6 +42,7 @@ __all__ = [
     "Part",
     "Parts",
     "PoissonDuration",
+    "RBFTransition",
     "SemiMarkov",
     "SemiMarkovInitial",
     "Stacked",

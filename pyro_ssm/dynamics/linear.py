@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_ssm.blocks._checks import check_size
 from pyro_ssm.blocks._conditioning import check_state
-from pyro_ssm.blocks._gaussian import AffineNormal
+from pyro_ssm.blocks._gaussian import AffineNormal, first_matrix
 from pyro_ssm.components import Affine, Transition
 
 __all__ = ["LinearNormal"]
@@ -56,9 +56,7 @@ class LinearNormal(AffineNormal, Transition):
     ) -> None:
         super().__init__()
         self.state_dim = check_size("state_dim", state_dim)
-        start = 0.9 * torch.eye(state_dim) if matrix is None else torch.as_tensor(matrix).to(torch.get_default_dtype())
-        if start.shape != (state_dim, state_dim):
-            raise ValueError(f"`matrix` must have shape ({state_dim}, {state_dim}), got {tuple(start.shape)}")
+        start = first_matrix(matrix, (state_dim, state_dim), lambda: 0.9 * torch.eye(state_dim))
         self._declare(start, input_dim, covariance, scale, floor)
 
     def forward(

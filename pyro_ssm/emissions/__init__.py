@@ -8,6 +8,7 @@ from pyro_ssm.emissions.design import DesignNormal
 from pyro_ssm.emissions.function import FunctionNormal
 from pyro_ssm.emissions.linear import LinearNormal
 from pyro_ssm.emissions.noise import KnownNoise, NoiseFunction, StandardErrors
+from pyro_ssm.emissions.radial import RBFNormal
 from pyro_ssm.emissions.switching import SwitchingLinear
 from pyro_ssm.emissions.table import ByState, CategoricalTable, NormalTable, PoissonTable, StateTable, StudentTTable
 
@@ -26,6 +27,7 @@ __all__ = [
     "NormalTable",
     "Poisson",
     "PoissonTable",
+    "RBFNormal",
     "StandardErrors",
     "StateTable",
     "StudentT",

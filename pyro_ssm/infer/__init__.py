@@ -41,6 +41,7 @@ from pyro_ssm.infer.discrete import (
 )
 from pyro_ssm.infer.elbo import IWAE, FreeBits
 from pyro_ssm.infer.evaluating import evaluating
+from pyro_ssm.infer.expectation_maximisation import EMResult, em
 from pyro_ssm.infer.fit import FitResult, fit
 from pyro_ssm.infer.gaussian import (
     DiffuseFiltered,
@@ -67,6 +68,7 @@ from pyro_ssm.infer.gaussian import (
     unscented_kalman_smoother,
 )
 from pyro_ssm.infer.importance import ImportanceEstimate, LowerBound, evidence_lower_bound, importance_log_likelihood
+from pyro_ssm.infer.information import ObservedInformation, StandardErrorsResult, observed_information, standard_errors
 from pyro_ssm.infer.local_parameters import local_parameters
 from pyro_ssm.infer.marginal import Marginal, MarginalLaw
 from pyro_ssm.infer.prior import sample_prior
@@ -88,6 +90,7 @@ __all__ = [
     "BaumWelchResult",
     "BestPath",
     "DiffuseFiltered",
+    "EMResult",
     "EnsembleFiltered",
     "EnsembleSmoothed",
     "FeynmanKac",
@@ -107,12 +110,14 @@ __all__ = [
     "LowerBound",
     "Marginal",
     "MarginalLaw",
+    "ObservedInformation",
     "OnlineParticleFilter",
     "OnlineState",
     "ParticleFiltered",
     "RegimeCarry",
     "RegimeEnumeration",
     "SegmentPath",
+    "StandardErrorsResult",
     "SwitchingEM",
     "SwitchingFiltered",
     "SwitchingPosterior",
@@ -124,6 +129,7 @@ __all__ = [
     "bootstrap",
     "cubature_kalman_filter",
     "cubature_kalman_smoother",
+    "em",
     "ensemble_kalman_filter",
     "ensemble_kalman_smoother",
     "enumerate_regimes",
@@ -152,6 +158,7 @@ __all__ = [
     "linear_annealing",
     "local_parameters",
     "locally_optimal",
+    "observed_information",
     "particle_filter",
     "rao_blackwellised",
     "regime_log_probs",
@@ -162,6 +169,7 @@ __all__ = [
     "sample_posterior_states",
     "sample_prior",
     "smc",
+    "standard_errors",
     "switching_em",
     "switching_system",
     "switching_variational",

@@ -9,17 +9,20 @@ from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
 from pyro_ssm.ops.info import OpsInfo, info
 from pyro_ssm.ops.kalman import kalman_filter_reference
 from pyro_ssm.ops.kalman_backward import backward_conditionals, backward_sample_reference, kalman_smoother_reference
+from pyro_ssm.ops.kalman_filter import kalman_filter, kalman_log_likelihood
 from pyro_ssm.ops.kalman_parallel import backward_sample_parallel, kalman_filter_parallel, kalman_smoother_parallel
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
 from pyro_ssm.ops.linear_sde import LinearStep, linear_sde_step, linear_sde_step_reference, stationary_root
 from pyro_ssm.ops.quadrature import SigmaPoints, cubature_rule, gauss_hermite_rule, unscented_rule
+from pyro_ssm.ops.radial import RadialMoments, radial_basis, radial_moments
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
 from pyro_ssm.ops.taper import gaspari_cohn
 
 __all__ = [
     "LinearStep",
     "OpsInfo",
+    "RadialMoments",
     "SigmaPoints",
     "affine_scan",
     "associative_scan",
@@ -40,14 +43,18 @@ __all__ = [
     "hilbert_index",
     "hilbert_order",
     "info",
+    "kalman_filter",
     "kalman_filter_parallel",
     "kalman_filter_reference",
+    "kalman_log_likelihood",
     "kalman_smoother_parallel",
     "kalman_smoother_reference",
     "linear_scan",
     "linear_scan_reference",
     "linear_sde_step",
     "linear_sde_step_reference",
+    "radial_basis",
+    "radial_moments",
     "resampling",
     "stationary_root",
     "tria",

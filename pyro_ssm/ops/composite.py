@@ -12,9 +12,9 @@ __all__ = ["composite_backward"]
 
 
 def composite_backward(
-    reference: Callable[..., Any], args: Sequence[Any], needed: Sequence[bool], grads: Sequence[Tensor]
+    reference: Callable[..., Any], args: Sequence[Any], needed: Sequence[bool], grads: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of a plain reference, themselves differentiable.
+    """Gradients of a plain reference, themselves differentiable where a graph is asked for.
 
     A hand-written backward that is itself differentiated gives silently wrong second derivatives; under
     ``create_graph=True`` (``torch.is_grad_enabled()`` in the backward) an op goes this way instead.
@@ -23,7 +23,7 @@ def composite_backward(
         reference: the plain form of the op, of all ``args``.
         args: the op's arguments, tensors and others.
         needed: ``ctx.needs_input_grad``.
-        grads: gradients of the outputs.
+        grads: gradients of the outputs, None where there is none.
 
     >>> import torch
     >>> from pyro_ssm.ops.composite import composite_backward
@@ -31,7 +31,14 @@ def composite_backward(
     >>> composite_backward(lambda x, n: x**n, (x, 3), (True, False), [torch.tensor(1.0)])[0].detach()
     tensor(12.)
     """
-    outputs = reference(*args)
-    inputs = [arg for arg, wanted in zip(args, needed, strict=True) if wanted]
-    found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=True, allow_unused=True))
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        outputs = reference(*args)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        pairs = [(x, g) for x, g in zip(outputs, grads, strict=True) if g is not None and x.requires_grad]
+        inputs = [arg for arg, wanted in zip(args, needed, strict=True) if wanted]
+        if not pairs:
+            return tuple(None for _ in needed)
+        outputs, grads = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=create_graph, allow_unused=True))
     return tuple(next(found) if wanted else None for wanted in needed)

@@ -2,7 +2,11 @@
 
 from typing import NamedTuple
 
+from pyro_ssm.ops.compiled import library
+
 __all__ = ["OpsInfo", "info"]
+
+OPERATORS = ("kalman_filter",)  # those that have a compiled version
 
 
 class OpsInfo(NamedTuple):
@@ -42,11 +46,18 @@ def info() -> OpsInfo:
 
     Example:
         >>> from pyro_ssm.ops.info import info
-        >>> print(info())
-        This version of pyro_ssm has no compiled operators: every operator runs as plain torch.
+        >>> state = info()
+        >>> sorted([*state.compiled, *state.missing])
+        ['kalman_filter']
     """
+    found = library()
+    if found.functions is None:
+        return OpsInfo(
+            compiled=(),
+            missing={name: found.reason for name in OPERATORS},
+            explanation="No compiled operator is in use: every operator runs as plain torch.",
+        )
+    threads = "torch's threads" if found.parallel_for else "one thread"
     return OpsInfo(
-        compiled=(),
-        missing={},
-        explanation="This version of pyro_ssm has no compiled operators: every operator runs as plain torch.",
+        compiled=OPERATORS, missing={}, explanation=f"The compiled operators are in use ({found.isa}, {threads})."
     )

@@ -27,6 +27,10 @@ MAKERS = {
     "MLPTransition, all": lambda: dynamics.MLPTransition(
         2, 8, input_dim=3, memory_dim=2, uses_gap=True, residual=False, activation="tanh"
     ),
+    "RBFTransition": lambda: jitter(dynamics.RBFTransition(2, torch.randn(3, 2))),
+    "RBFTransition, full, inputs": lambda: jitter(
+        dynamics.RBFTransition(2, torch.randn(3, 2), width=0.7, input_dim=3, covariance="full")
+    ),
     "FunctionTransition": lambda: dynamics.FunctionTransition(2, sine),
     "FunctionTransition, full": lambda: jitter(dynamics.FunctionTransition(2, sine, covariance="full")),
 }

@@ -23,6 +23,10 @@ MAKERS = {
     "Normal": lambda: emissions.Normal(2, 3, 8),
     "Normal, all": lambda: emissions.Normal(2, 2, (8, 8), **ALL, network_scale=True),
     "Normal, affine": lambda: emissions.Normal(2, 3),
+    "RBFNormal": lambda: jitter(emissions.RBFNormal(2, 3, torch.randn(4, 2))),
+    "RBFNormal, full, inputs": lambda: jitter(
+        emissions.RBFNormal(2, 2, torch.randn(4, 2), width=0.7, input_dim=3, covariance="full")
+    ),
     "StudentT": lambda: emissions.StudentT(2, 3, 8),
     "StudentT, all": lambda: emissions.StudentT(2, 2, 8, **ALL, network_scale=True),
     "Bernoulli": lambda: emissions.Bernoulli(2, 3, 8),

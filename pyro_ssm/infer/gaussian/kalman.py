@@ -17,8 +17,9 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.gaussian.diffuse import Filtering, conditionals, run_filter
 from pyro_ssm.infer.gaussian.results import DiffuseFiltered, KalmanFiltered, KalmanSmoothed
 from pyro_ssm.infer.gaussian.system import System, linear_gaussian_system, require_density
-from pyro_ssm.ops.kalman import FilterSteps, kalman_filter_reference, matvec
+from pyro_ssm.ops.kalman import FilterSteps, matvec
 from pyro_ssm.ops.kalman_backward import backward_sample_reference, kalman_smoother_reference
+from pyro_ssm.ops.kalman_filter import kalman_filter as filter_steps
 from pyro_ssm.ops.kalman_parallel import (
     SingularStep,
     backward_sample_parallel,
@@ -165,7 +166,7 @@ def sample_posterior(
 
 
 def _filter(system: System) -> FilterSteps:
-    return kalman_filter_reference(
+    return filter_steps(
         system.values,
         system.mask,
         system.mean,

@@ -1,0 +1,89 @@
+// What every pass needs to know: sizes, where things stand on the tape, scratch memory, threads.
+
+constexpr i64 BLOCK = 64;  // times in a block: covariances first, then the means of every tile
+
+// Scratch memory, zeroed; freed at the end of the scope. (A list of its own: a std::vector here would put code for this
+// instruction set into a function that the linker shares with all others.)
+class Arena {
+    struct Block { Block* next; char pad[56]; };
+    Block* last = nullptr;
+  public:
+    Arena() {}
+    Arena(const Arena&) = delete;
+    ~Arena() {
+        while (last) { Block* next = last->next; std::free(last); last = next; }
+    }
+    template <class T> T* take(i64 count) {
+        Block* block = (Block*)std::calloc(1, sizeof(Block) + sizeof(T) * (size_t)(count > 0 ? count : 1));
+        if (!block) throw std::bad_alloc();
+        block->next = last;
+        last = block;
+        return (T*)(block + 1);
+    }
+    double* doubles(i64 count) { return take<double>(count); }
+};
+
+// fn(begin, end) over [0, count) in pieces, on the threads of torch where it lends them.
+template <class Fn>
+static void parallel(void* parallel_for, i64 count, i64 grain, Fn& fn) {
+    typedef int32_t (*ParallelFor)(i64, i64, i64, void (*)(i64, i64, void*), void*);
+    if (!parallel_for || count <= grain) {
+        if (count > 0) fn(0, count);
+        return;
+    }
+    ((ParallelFor)parallel_for)(0, count, grain, [](i64 begin, i64 end, void* f) { (*(Fn*)f)(begin, end); }, &fn);
+}
+
+// One time of a covariance recursion, in doubles from the start of its record:
+// P- (n x ld), P (n x ld), K' (p x ld), S^{-1/2} (p x p, lower), the constant of the density, the rows seen.
+struct Context {
+    const KalmanArgs& a;
+    i64 n, p, times, ld, lanes, tiles, record, mean_record;
+    i64 at_P, at_K, at_W, at_constant, at_rows;
+    std::vector<i64> seen_at;  // index of the observation at each time, or -1
+
+    explicit Context(const KalmanArgs& args) : a(args), n(args.n), p(args.p), times(args.times) {
+        ld = n <= 4 ? 4 : n <= 8 ? 8 : n <= 16 ? 16 : (n + 7) / 8 * 8;
+        lanes = a.series == 1 ? 1 : 8;
+        tiles = (a.series + lanes - 1) / lanes;
+        at_P = n * ld; at_K = 2 * n * ld; at_W = at_K + p * ld; at_constant = at_W + p * p; at_rows = at_constant + 1;
+        record = (at_rows + 8) / 8 * 8;
+        mean_record = (n + p) * lanes;
+        seen_at.assign((size_t)times, -1);
+        for (i64 s = 0; s < a.seen; ++s) seen_at[(size_t)(a.at ? a.at[s] : s)] = s;
+    }
+    // Tape: for each group the time from which its covariance stands still, then its records; then the means.
+    i64 tape_size() const { return a.groups * (8 + times * record) + a.groups * tiles * times * mean_record; }
+    double* settled(double* tape, i64 g) const { return tape + g * 8; }
+    double* records(double* tape, i64 g) const { return tape + a.groups * 8 + g * times * record; }
+    double* means(double* tape, i64 g, i64 tile) const {
+        return tape + a.groups * (8 + times * record) + (g * tiles + tile) * times * mean_record;
+    }
+    bool moves(i64 g, i64 t) const { return t > 0 && (!a.move || a.move[g * a.move_g + t]); }
+    // The rows observed at time t, into `rows`; their number.
+    i64 rows_seen(i64 g, i64 t, i64* rows) const {
+        const i64 s = seen_at[(size_t)t];
+        if (s < 0) return 0;
+        const uint8_t* mask = a.mask ? a.mask + g * a.mask_g + s * p : nullptr;
+        i64 q = 0;
+        for (i64 r = 0; r < p; ++r)
+            if (!mask || mask[r]) rows[q++] = r;
+        return q;
+    }
+    i64 length(i64 g, i64 i) const {
+        if (i >= a.series) return 0;
+        return a.lengths ? a.lengths[g * a.series + i] : times;
+    }
+    // The first time from which on every step is alike; `times` where there is none.
+    i64 regular_from(i64 g) const {
+        if (a.F_t || a.Q_t || a.H_t || a.R_t || a.at || a.seen != times) return times;
+        i64 t = times;
+        for (; t > 0; --t) {
+            bool alike = !a.move || a.move[g * a.move_g + t - 1] || t == 1;
+            if (a.mask)
+                for (i64 r = 0; alike && r < p; ++r) alike = a.mask[g * a.mask_g + (t - 1) * p + r] != 0;
+            if (!alike) break;
+        }
+        return t;
+    }
+};

@@ -1,0 +1,272 @@
+// The covariance recursion of one group: it does not depend on the data, so it runs once for all series of the group.
+//
+//     P- = F P F' + Q Q',   S = H P- H' + R R',   K = P- H' S^{-1},   P = P- - K S K'
+//
+// in symmetric form. Where that subtraction cancels more than CAREFUL allows, the step is done again in square roots,
+// by an orthogonal transformation that subtracts nothing (Kailath, Sayed and Hassibi 2000, ch. 12).
+
+constexpr double CAREFUL = 1e-7;
+// The recursion stops where P- is within this of its limit, relative to the deviations of the states.
+constexpr double SETTLED = 1e-12;
+constexpr double EPS = 2.220446049250313e-16;
+
+// Lower root of a positive semi-definite matrix; a pivot lost in rounding gives a zero column.
+static void semidefinite_root(double* L, i64 ldl, const double* P, i64 n, i64 ld) {
+    for (i64 j = 0; j < n; ++j) {
+        double pivot = P[j * ld + j];
+        for (i64 k = 0; k < j; ++k) pivot -= L[j * ldl + k] * L[j * ldl + k];
+        const bool lost = !(pivot > 4 * (double)n * EPS * P[j * ld + j]);
+        const double root = lost ? 0 : std::sqrt(pivot), inverse = lost ? 0 : 1 / root;
+        for (i64 i = 0; i < j; ++i) L[i * ldl + j] = 0;
+        L[j * ldl + j] = root;
+        for (i64 i = j + 1; i < n; ++i) {
+            double sum = P[i * ld + j];
+            for (i64 k = 0; k < j; ++k) sum -= L[i * ldl + k] * L[j * ldl + k];
+            L[i * ldl + j] = sum * inverse;
+        }
+    }
+}
+
+// A (rows x cols) becomes lower triangular, A A' unchanged, by Householder reflections from the right.
+static void lower_triangular(double* A, i64 rows, i64 cols) {
+    for (i64 k = 0; k < rows && k < cols; ++k) {
+        double* row = A + k * cols;
+        double largest = 0, square = 0;
+        for (i64 j = k; j < cols; ++j) largest = std::fabs(row[j]) > largest ? std::fabs(row[j]) : largest;
+        if (!(largest > 0)) continue;
+        for (i64 j = k; j < cols; ++j) square += (row[j] / largest) * (row[j] / largest);
+        const double norm = largest * std::sqrt(square);
+        const double pivot = row[k] + (row[k] > 0 ? norm : -norm);  // v = row - (-/+ norm) e_k
+        const double head = row[k] > 0 ? -norm : norm;
+        const double scale = 1 / (norm * std::fabs(pivot));         // 2 / v'v
+        row[k] = pivot;
+        for (i64 i = k + 1; i < rows; ++i) {
+            double* other = A + i * cols;
+            double sum = 0;
+            for (i64 j = k; j < cols; ++j) sum += other[j] * row[j];
+            sum *= scale;
+            for (i64 j = k; j < cols; ++j) other[j] -= sum * row[j];
+        }
+        row[k] = head;
+        for (i64 j = k + 1; j < cols; ++j) row[j] = 0;
+        if (head < 0)
+            for (i64 i = k; i < rows; ++i) A[i * cols + k] = -A[i * cols + k];
+    }
+}
+
+// The matrices of one group at one time, in the shapes that the loops want.
+struct System {
+    const Context& c;
+    const i64 g, ld;
+    Left F;
+    double *FT;      // F' (n x ld)
+    double *QQ;      // Q Q' (n x ld)
+    double *H;       // the rows seen (p x ld)
+    double *RR;      // R R' of the rows seen (p x p)
+    i64 *rows;       // which rows are seen
+    i64 q = -1;      // how many
+    bool whole = false, moving = false;
+    double *H_all, *RR_all;
+
+    System(const Context& context, i64 group, Arena& arena) : c(context), g(group), ld(context.ld) {
+        F.start = arena.take<i64>(c.n + 1);
+        F.column = arena.take<i64>(c.n * c.n);
+        F.entry = arena.doubles(c.n * c.n);
+        FT = arena.doubles(c.n * ld); QQ = arena.doubles(c.n * ld);
+        H = arena.doubles(c.p * ld); H_all = arena.doubles(c.p * ld);
+        RR = arena.doubles(c.p * c.p); RR_all = arena.doubles(c.p * c.p);
+        rows = arena.take<i64>(c.p);
+    }
+    const double* dense_F(i64 t) const { return c.a.F + g * c.a.F_g + (t - 1) * c.a.F_t; }
+    // F and, for covariances, Q of the move into time t.
+    void move(i64 t, bool covariances) {
+        const KalmanArgs& a = c.a;
+        if (!moving || a.F_t) {
+            if (covariances) F.read(dense_F(t), c.n, 1, c.n);
+            transpose(FT, dense_F(t), c.n, c.n, c.n, ld);
+        }
+        if (covariances && (!moving || a.Q_t)) gram(QQ, a.Q + g * a.Q_g + (t - 1) * a.Q_t, c.n, c.n, ld);
+        moving = true;
+    }
+    // H and, for covariances, R R' of what is observed at time t.
+    i64 observe(i64 t, bool covariances) {
+        const KalmanArgs& a = c.a;
+        const i64 s = c.seen_at[(size_t)t], p = c.p;
+        if (whole && !a.mask && !a.H_t && !a.R_t) return s < 0 ? 0 : q;
+        const i64 now = c.rows_seen(g, t, rows);
+        if (now == 0) return 0;
+        const bool fresh = !whole;
+        if (fresh || a.H_t) pad(H_all, a.H + g * a.H_g + s * a.H_t, p, c.n, ld);
+        if (covariances && (fresh || a.R_t)) gram(RR_all, a.R + g * a.R_g + s * a.R_t, p, p, p);
+        whole = true;
+        q = now;
+        for (i64 r = 0; r < q; ++r) {
+            for (i64 j = 0; j < ld; ++j) H[r * ld + j] = H_all[rows[r] * ld + j];
+            if (covariances)
+                for (i64 k = 0; k < q; ++k) RR[r * p + k] = RR_all[rows[r] * p + rows[k]];
+        }
+        return q;
+    }
+};
+
+struct Covariances {
+    const Context& c;
+    System system;
+    const i64 g, n, p, ld;
+    double *T1, *T2, *B, *E, *S, *root, *array;
+
+    Covariances(const Context& context, i64 group, Arena& arena)
+        : c(context), system(context, group, arena), g(group), n(context.n), p(context.p), ld(context.ld) {
+        T1 = arena.doubles(n * ld); T2 = arena.doubles(n * ld);
+        B = arena.doubles(p * ld); E = arena.doubles(p * ld);
+        S = arena.doubles(p * p);
+        root = arena.doubles(n * n); array = arena.doubles((n + p) * (n + p));
+    }
+
+    // The record of time t from that of t - 1; false where the innovation covariance is singular.
+    bool step(i64 t, const double* before, double* record) {
+        double* Pp = record;
+        const i64 width = ld;
+        if (t == 0) {
+            gram(Pp, c.a.L + g * c.a.L_g, n, n, width);
+        } else if (c.moves(g, t)) {
+            system.move(t, true);
+            congruence(system.F, Pp, T1, T2, before + c.at_P, ld);
+            for (i64 i = 0; i < n * width; ++i) Pp[i] += system.QQ[i];
+        } else {
+            for (i64 i = 0; i < n * width; ++i) Pp[i] = before[c.at_P + i];
+        }
+        const i64 q = system.observe(t, true);
+        record[c.at_rows] = (double)q;
+        record[c.at_constant] = 0;
+        double* P = record + c.at_P;
+        if (q == 0) {
+            for (i64 i = 0; i < n * width; ++i) P[i] = Pp[i];
+            return true;
+        }
+        return update(record, q) || carefully(t, record, q);
+    }
+
+    // False where rounding may have hurt the result.
+    bool update(double* record, i64 q) {
+        const i64 width = ld;
+        double *Pp = record, *P = record + c.at_P, *Kt = record + c.at_K, *W = record + c.at_W;
+        product<false>(B, system.H, width, 1, Pp, q, n, ld);  // B' = H P-
+        for (i64 r = 0; r < q; ++r)
+            for (i64 k = 0; k <= r; ++k) S[r * p + k] = dot(system.H + r * width, B + k * width, ld) + system.RR[r * p + k];
+        double log_root = 0;
+        for (i64 j = 0; j < q; ++j) {  // S = root root'
+            double pivot = S[j * p + j];
+            for (i64 k = 0; k < j; ++k) pivot -= S[j * p + k] * S[j * p + k];
+            if (!(pivot > CAREFUL * S[j * p + j])) return false;
+            const double r = std::sqrt(pivot), inverse = 1 / r;
+            log_root += std::log(r);
+            S[j * p + j] = r;
+            for (i64 i = j + 1; i < q; ++i) {
+                double sum = S[i * p + j];
+                for (i64 k = 0; k < j; ++k) sum -= S[i * p + k] * S[j * p + k];
+                S[i * p + j] = sum * inverse;
+            }
+        }
+        invert(W, q);
+        gain(Kt, W, B, q);
+        for (i64 i = 0; i < n; ++i) {
+            double* row = P + i * width;
+            for (i64 j = 0; j < width; ++j) row[j] = Pp[i * width + j];
+            for (i64 r = 0; r < q; ++r) add_row(row, -E[r * width + i], E + r * width, ld);
+        }
+        for (i64 i = 0; i < n; ++i)
+            if (!(P[i * width + i] >= CAREFUL * Pp[i * width + i])) return false;
+        record[c.at_constant] = -log_root - 0.5 * 1.8378770664093454836 * (double)q;
+        return true;
+    }
+    // W = root^{-1} of the lower triangular root in S.
+    void invert(double* W, i64 q) {
+        for (i64 j = 0; j < q; ++j) {
+            W[j * p + j] = 1 / S[j * p + j];
+            for (i64 i = j + 1; i < q; ++i) {
+                double sum = 0;
+                for (i64 k = j; k < i; ++k) sum -= S[i * p + k] * W[k * p + j];
+                W[i * p + j] = sum / S[i * p + i];
+            }
+        }
+    }
+    // E' = S^{-1/2} H P-  and  K' = S^{-1} H P-.
+    void gain(double* Kt, const double* W, const double* HP, i64 q) {
+        const i64 width = ld;
+        for (i64 r = 0; r < q; ++r) {
+            double* row = E + r * width;
+            for (i64 j = 0; j < width; ++j) row[j] = W[r * p] * HP[j];
+            for (i64 k = 1; k <= r; ++k) add_row(row, W[r * p + k], HP + k * width, ld);
+        }
+        whiten(Kt, W, q);
+    }
+    // K' = S^{-1/2}' E'.
+    void whiten(double* Kt, const double* W, i64 q) {
+        const i64 width = ld;
+        for (i64 r = 0; r < q; ++r) {
+            double* row = Kt + r * width;
+            for (i64 j = 0; j < width; ++j) row[j] = W[r * p + r] * E[r * width + j];
+            for (i64 k = r + 1; k < q; ++k) add_row(row, W[k * p + r], E + k * width, ld);
+        }
+    }
+    // [H L, R; L, 0] -> [S^{1/2}, 0; E, P^{1/2}]
+    bool carefully(i64 t, double* record, i64 q) {
+        const KalmanArgs& a = c.a;
+        const i64 width = ld, cols = n + p, s = c.seen_at[(size_t)t];
+        double *Pp = record, *P = record + c.at_P, *Kt = record + c.at_K, *W = record + c.at_W;
+        const double* R = a.R + g * a.R_g + s * a.R_t;
+        if (t == 0) for (i64 i = 0; i < n * n; ++i) root[i] = a.L[g * a.L_g + i];
+        else semidefinite_root(root, n, Pp, n, width);
+        for (i64 r = 0; r < q; ++r) {
+            double* row = array + r * cols;
+            for (i64 j = 0; j < n; ++j) {
+                row[j] = 0;
+                for (i64 k = 0; k < n; ++k) row[j] += system.H[r * width + k] * root[k * n + j];
+            }
+            for (i64 j = 0; j < p; ++j) row[n + j] = R[system.rows[r] * p + j];
+            double square = 0;
+            for (i64 j = 0; j < cols; ++j) square += row[j] * row[j];
+            S[r * p + r] = std::sqrt(square);  // the deviation of this innovation
+        }
+        for (i64 i = 0; i < n; ++i) {
+            for (i64 j = 0; j < n; ++j) array[(q + i) * cols + j] = root[i * n + j];
+            for (i64 j = 0; j < p; ++j) array[(q + i) * cols + n + j] = 0;
+        }
+        lower_triangular(array, q + n, cols);
+        double log_root = 0;
+        for (i64 r = 0; r < q; ++r) {
+            const double pivot = array[r * cols + r];
+            if (!(pivot > (double)cols * EPS * S[r * p + r]) || !(pivot < HUGE_VAL)) return false;
+            log_root += std::log(pivot);
+        }
+        for (i64 r = 0; r < q; ++r)
+            for (i64 k = 0; k <= r; ++k) S[r * p + k] = array[r * cols + k];
+        invert(W, q);
+        for (i64 r = 0; r < q; ++r)
+            for (i64 j = 0; j < width; ++j) E[r * width + j] = j < n ? array[(q + j) * cols + r] : 0;
+        whiten(Kt, W, q);
+        for (i64 i = 0; i < n; ++i)
+            for (i64 j = 0; j <= i; ++j) {
+                double sum = 0;
+                for (i64 k = q; k < cols && k - q < n; ++k) sum += array[(q + i) * cols + k] * array[(q + j) * cols + k];
+                P[i * width + j] = P[j * width + i] = sum;
+            }
+        for (i64 i = 0; i < n; ++i)
+            for (i64 j = n; j < width; ++j) P[i * width + j] = 0;
+        record[c.at_constant] = -log_root - 0.5 * 1.8378770664093454836 * (double)q;
+        return true;
+    }
+};
+
+// How far apart two covariances are, entry by entry, relative to the deviations of the states.
+static double distance(const double* A, const double* B, double* scale, i64 n, i64 ld) {
+    double worst = 0;
+    for (i64 i = 0; i < n; ++i) scale[i] = A[i * ld + i] > 0 ? 1 / std::sqrt(A[i * ld + i]) : 0;
+    for (i64 i = 0; i < n; ++i)
+        for (i64 j = 0; j <= i; ++j) {
+            const double d = std::fabs(A[i * ld + j] - B[i * ld + j]) * scale[i] * scale[j];
+            if (!(d <= worst)) worst = d;
+        }
+    return worst;
+}

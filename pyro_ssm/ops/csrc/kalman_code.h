@@ -1,0 +1,34 @@
+// The filter for one instruction set. Each kalman_*.cpp defines PYRO_SSM_ISA (a namespace) and PYRO_SSM_WIDTH, includes
+// the system headers below for any processor, switches its instructions on, and includes this file again.
+#if !defined(PYRO_SSM_SYSTEM_HEADERS)
+#define PYRO_SSM_SYSTEM_HEADERS
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "kalman.h"
+#else
+namespace PYRO_SSM_ISA {
+namespace {
+#include "matrix.h"
+#include "context.h"
+#include "covariance.h"
+#include "forward.h"
+#include "backward.h"
+#include "gradient.h"
+
+int dispatch(int (*pass)(const Context&), const KalmanArgs& args) {
+    try {
+        return pass(Context(args));
+    } catch (const std::bad_alloc&) { return KALMAN_NO_MEMORY; }
+}
+int forward(const KalmanArgs& a) { return dispatch(forward_all, a); }
+int backward(const KalmanArgs& a) { return dispatch(backward_all, a); }
+i64 tape_size(const KalmanArgs& a) { return Context(a).tape_size(); }
+}  // namespace
+extern const KalmanCode code = {forward, backward, tape_size};
+}  // namespace PYRO_SSM_ISA
+#endif

@@ -1,0 +1,163 @@
+// Small dense matrices, row by row, rows padded with zeros to `ld` columns (4, 8, 16 or a multiple of 8).
+//
+// Included once for each instruction set, inside a namespace of its own, after every system header: code for one
+// processor must not leak into functions that the linker shares. PYRO_SSM_WIDTH is the number of doubles in a register.
+
+#if defined(_MSC_VER)
+#define INLINE static __forceinline
+#else
+#define INLINE static inline __attribute__((always_inline))
+#endif
+
+#if defined(__GNUC__) && PYRO_SSM_WIDTH > 1
+template <int W> struct Lanes;
+template <> struct Lanes<2> { typedef double type __attribute__((vector_size(16), aligned(8), may_alias)); };
+template <> struct Lanes<4> { typedef double type __attribute__((vector_size(32), aligned(8), may_alias)); };
+template <> struct Lanes<8> { typedef double type __attribute__((vector_size(64), aligned(8), may_alias)); };
+#else
+template <int W> struct Lanes { typedef double type; };
+#endif
+
+template <int N> struct Width {
+    static constexpr int value = N < PYRO_SSM_WIDTH ? N : PYRO_SSM_WIDTH;
+    typedef typename Lanes<value>::type vec;
+};
+
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define UNROLL _Pragma("GCC unroll 16")
+#else
+#define UNROLL
+#endif
+
+// MR x NR block of C (+)= A B; A(i, k) = A[i * ai + k * ak].
+template <int MR, int NR, bool ADD>
+INLINE void block(double* C, i64 ldc, const double* A, i64 ai, i64 ak, const double* B, i64 ldb, i64 K) {
+    constexpr int W = Width<NR>::value, NV = NR / W;
+    typedef typename Width<NR>::vec vec;
+    vec acc[MR][NV];
+    UNROLL for (int i = 0; i < MR; ++i)
+        UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = ADD ? *(const vec*)(C + i * ldc + j * W) : vec{} ;
+    for (i64 k = 0; k < K; ++k) {
+        UNROLL for (int i = 0; i < MR; ++i) {
+            const double a = A[i * ai + k * ak];
+            UNROLL for (int j = 0; j < NV; ++j) acc[i][j] += a * *(const vec*)(B + k * ldb + j * W);
+        }
+    }
+    UNROLL for (int i = 0; i < MR; ++i)
+        UNROLL for (int j = 0; j < NV; ++j) *(vec*)(C + i * ldc + j * W) = acc[i][j];
+}
+
+template <int NR, bool ADD>
+static void columns(double* C, i64 ldc, const double* A, i64 ai, i64 ak, const double* B, i64 ldb, i64 M, i64 K) {
+    i64 i = 0;
+    for (; i + 4 <= M; i += 4) block<4, NR, ADD>(C + i * ldc, ldc, A + i * ai, ai, ak, B, ldb, K);
+    for (; i + 2 <= M; i += 2) block<2, NR, ADD>(C + i * ldc, ldc, A + i * ai, ai, ak, B, ldb, K);
+    for (; i < M; ++i) block<1, NR, ADD>(C + i * ldc, ldc, A + i * ai, ai, ak, B, ldb, K);
+}
+
+// C (+)= A B for C of M x ld, B of K x ld.
+template <bool ADD>
+static void product(double* C, const double* A, i64 ai, i64 ak, const double* B, i64 M, i64 K, i64 ld) {
+    if (ld == 4) { columns<4, ADD>(C, 4, A, ai, ak, B, 4, M, K); return; }
+    i64 j = 0;
+    for (; j + 16 <= ld; j += 16) columns<16, ADD>(C + j, ld, A, ai, ak, B + j, ld, M, K);
+    for (; j < ld; j += 8) columns<8, ADD>(C + j, ld, A, ai, ak, B + j, ld, M, K);
+}
+
+// One row += a x.
+INLINE void add_row(double* __restrict y, double a, const double* __restrict x, i64 ld) {
+    for (i64 j = 0; j < ld; j += 4) for (int l = 0; l < 4; ++l) y[j + l] += a * x[j + l];
+}
+
+INLINE double dot(const double* __restrict x, const double* __restrict y, i64 ld) {
+    constexpr int W = Width<4>::value, NV = 4 / W;
+    typedef typename Width<4>::vec vec;
+    vec acc[NV];
+    UNROLL for (int v = 0; v < NV; ++v) acc[v] = vec{};
+    for (i64 j = 0; j < ld; j += 4)
+        UNROLL for (int v = 0; v < NV; ++v) acc[v] += *(const vec*)(x + j + v * W) * *(const vec*)(y + j + v * W);
+    double part[4];
+    UNROLL for (int v = 0; v < NV; ++v) *(vec*)(part + v * W) = acc[v];
+    return (part[0] + part[2]) + (part[1] + part[3]);
+}
+
+// Both triangles of the n x ld matrix X become its symmetric part.
+static void symmetrise(double* X, i64 n, i64 ld) {
+    for (i64 i = 1; i < n; ++i)
+        for (i64 j = 0; j < i; ++j) X[i * ld + j] = X[j * ld + i] = 0.5 * (X[i * ld + j] + X[j * ld + i]);
+}
+
+static void transpose(double* __restrict out, const double* __restrict in, i64 rows, i64 cols, i64 ld_in, i64 ld_out) {
+    for (i64 i = 0; i < rows; ++i)
+        for (i64 j = 0; j < cols; ++j) out[j * ld_out + i] = in[i * ld_in + j];
+}
+
+// rows x cols, contiguous, into rows padded with zeros.
+static void pad(double* out, const double* in, i64 rows, i64 cols, i64 ld) {
+    for (i64 i = 0; i < rows; ++i) {
+        for (i64 j = 0; j < cols; ++j) out[i * ld + j] = in[i * cols + j];
+        for (i64 j = cols; j < ld; ++j) out[i * ld + j] = 0;
+    }
+}
+
+// C = A A' for a rows x cols root, contiguous; zeros of A cost nothing.
+static void gram(double* C, const double* A, i64 rows, i64 cols, i64 ld) {
+    for (i64 i = 0; i < rows * ld; ++i) C[i] = 0;
+    for (i64 k = 0; k < cols; ++k)
+        for (i64 i = 0; i < rows; ++i) {
+            const double a = A[i * cols + k];
+            if (a != 0)
+                for (i64 j = 0; j <= i; ++j) C[i * ld + j] += a * A[j * cols + k];
+        }
+    for (i64 i = 0; i < rows; ++i)
+        for (i64 j = 0; j < i; ++j) C[j * ld + i] = C[i * ld + j];
+}
+
+// A square matrix as a left factor: dense, or by its nonzero entries where they are few.
+struct Left {
+    const double* dense;  // row i at dense + i * ai, entry k at + k * ak
+    i64 ai, ak, n;
+    bool sparse;
+    i64* start;   // n + 1
+    i64* column;  // n * n
+    double* entry;
+
+    void read(const double* A, i64 row, i64 col, i64 size) {
+        dense = A; ai = row; ak = col; n = size; sparse = false;
+        if (n < 6) return;
+        i64 count = 0;
+        for (i64 i = 0; i < n; ++i) {
+            start[i] = count;
+            for (i64 k = 0; k < n; ++k) {
+                const double a = A[i * row + k * col];
+                if (a != 0) {
+                    if (3 * (count + 1) > n * n) return;
+                    column[count] = k; entry[count++] = a;
+                }
+            }
+        }
+        start[n] = count;
+        sparse = true;
+    }
+};
+
+static void left_times(const Left& A, double* C, const double* B, i64 ld) {
+    if (!A.sparse) { product<false>(C, A.dense, A.ai, A.ak, B, A.n, A.n, ld); return; }
+    const i64 width = ld;
+    for (i64 i = 0; i < A.n; ++i) {
+        double* row = C + i * width;
+        for (i64 j = 0; j < width; ++j) row[j] = 0;
+        for (i64 e = A.start[i]; e < A.start[i + 1]; ++e) add_row(row, A.entry[e], B + A.column[e] * width, ld);
+    }
+}
+
+// X = A P A' for a symmetric P, by way of AP = A P, which is kept; T is scratch. All n x ld.
+static void congruence(const Left& A, double* X, double* AP, double* T, const double* P, i64 ld) {
+    const i64 width = ld;
+    left_times(A, AP, P, ld);
+    transpose(T, AP, A.n, A.n, width, width);
+    left_times(A, X, T, ld);
+    symmetrise(X, A.n, width);
+}

@@ -1,0 +1,279 @@
+"""The Kalman operators ``torch.ops.pyro_ssm.kalman_forward`` and ``kalman_backward``: the compiled library, or torch.
+
+They take arguments in one shape, float64 (:mod:`pyro_ssm.ops.kalman_problem` brings them there): series
+i of group g, where a group shares one covariance recursion; a size of 1 stands for all groups, series or times.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ssm.ops import kalman_torch_kernel
+from pyro_ssm.ops.compiled import library
+from pyro_ssm.ops.kalman_torch import singular
+from pyro_ssm.ops.kalman_torch_kernel import MEANS, ROOTS, TAPE
+
+__all__ = ["MEANS", "ROOTS", "TAPE", "kalman_backward", "kalman_forward", "tape_size"]
+
+FIELDS = 62  # eight-byte fields of KalmanArgs
+
+_PROBLEM = (
+    "Tensor y, Tensor? mask, Tensor? move, Tensor? lengths, Tensor? at, Tensor m, Tensor L, Tensor F, Tensor b, "
+    "Tensor Q, Tensor H, Tensor d, Tensor R, int times"
+)
+_LIBRARY = torch.library.Library("pyro_ssm", "FRAGMENT")
+_LIBRARY.define(f"kalman_forward({_PROBLEM}, int keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
+_LIBRARY.define(
+    f"kalman_backward({_PROBLEM}, Tensor tape, Tensor? grad_log_likelihood, Tensor? grad_filtered_mean, "
+    "Tensor? grad_predicted_mean, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+    "Tensor)"
+)
+
+
+def tape_size(groups: int, series: int, times: int, n: int, p: int) -> int:
+    """Doubles that the forward pass leaves for the backward pass, at most (``Context::tape_size`` in ``csrc``).
+
+    >>> from pyro_ssm.ops.kalman_kernel import tape_size
+    >>> tape_size(1, 1, 1, 1, 1)
+    34
+    """
+    ld = 4 if n <= 4 else 8 if n <= 8 else (n + 7) // 8 * 8
+    lanes = 1 if series == 1 else 8
+    record = (2 * n * ld + p * ld + p * p + 1 + 8) // 8 * 8
+    return groups * (8 + times * record) + groups * ((series + lanes - 1) // lanes) * times * (n + p) * lanes
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _strides(tensor: Tensor, dims: int) -> list[int]:
+    """Strides of the first dims, 0 where the size is 1."""
+    shape, stride = tensor.shape, tensor.stride()
+    return [stride[i] if shape[i] > 1 else 0 for i in range(dims)]
+
+
+def _solid(tensor: Tensor, event: int) -> Tensor:
+    """The tensor, with its event dims contiguous."""
+    if tensor.is_contiguous():
+        return tensor
+    shape, stride = tensor.shape, tensor.stride()
+    expected = 1
+    for i in range(1, event + 1):
+        if shape[-i] > 1 and stride[-i] != expected:
+            return tensor.contiguous()
+        expected *= shape[-i]
+    return tensor
+
+
+def _problem(
+    y: Tensor,
+    mask: Tensor | None,
+    move: Tensor | None,
+    lengths: Tensor | None,
+    at: Tensor | None,
+    m: Tensor,
+    L: Tensor,
+    F: Tensor,
+    b: Tensor,
+    Q: Tensor,
+    H: Tensor,
+    d: Tensor,
+    R: Tensor,
+    times: int,
+) -> tuple[list[int], list[Tensor | None]]:
+    """The first fields of KalmanArgs, and the tensors whose memory they point to."""
+    groups, series, seen, p = y.shape
+    n = m.shape[-1]
+    y, m, b, d = (_solid(x, 1) for x in (y, m, b, d))
+    L, F, Q, H, R = (_solid(x, 2) for x in (L, F, Q, H, R))
+    mask, move, lengths = (None if x is None else x.contiguous() for x in (mask, move, lengths))
+    fields = [groups, series, times, seen, n, p, y.data_ptr()]
+    y_t, b_t, d_t = y.stride(2), b.stride(2) if b.shape[2] > 1 else 0, d.stride(2) if d.shape[2] > 1 else 0
+    fields += [*_strides(y, 2), y_t]
+    fields += [_address(mask), 0 if mask is None or mask.shape[0] == 1 else seen * p]
+    fields += [_address(move), 0 if move is None or move.shape[0] == 1 else times]
+    fields += [_address(lengths), _address(at), m.data_ptr(), *_strides(m, 2), L.data_ptr(), *_strides(L, 1)]
+    fields += [F.data_ptr(), *_strides(F, 2), b.data_ptr(), *_strides(b, 2), b_t, Q.data_ptr(), *_strides(Q, 2)]
+    fields += [H.data_ptr(), *_strides(H, 2), d.data_ptr(), *_strides(d, 2), d_t, R.data_ptr(), *_strides(R, 2)]
+    return fields, [y, mask, move, lengths, at, m, L, F, b, Q, H, d, R]
+
+
+def _call(function: Any, fields: list[int], failed: Any) -> None:
+    status = function((ctypes.c_int64 * FIELDS)(*fields))
+    if status == 2:
+        raise MemoryError("kalman_filter: not enough memory for the covariances of all times")
+    if status:
+        raise torch.linalg.LinAlgError(singular(failed[1], failed[0]))
+
+
+def kalman_forward(
+    y: Tensor,
+    mask: Tensor | None,
+    move: Tensor | None,
+    lengths: Tensor | None,
+    at: Tensor | None,
+    m: Tensor,
+    L: Tensor,
+    F: Tensor,
+    b: Tensor,
+    Q: Tensor,
+    H: Tensor,
+    d: Tensor,
+    R: Tensor,
+    times: int,
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The filter; what ``keep`` does not name comes back empty.
+
+    Args:
+        y: ``(groups, series, seen, p)``, float64 as all numbers here.
+        mask: bool ``(groups or 1, seen, p)``; None = everything is observed.
+        move: bool ``(groups or 1, times)``, False where the state does not move into that time; None = always.
+        lengths: int64 ``(groups, series)``: from that time on a series stands still and sees nothing; None = never.
+        at: int64 ``(seen,)``, ascending times of the observations; None = all times.
+        m: ``(groups or 1, series or 1, n)``.
+        L: ``(groups or 1, n, n)``; F, Q: ``(groups or 1, times - 1 or 1, n, n)``.
+        H: ``(groups or 1, seen or 1, p, n)``; R: ``(groups or 1, seen or 1, p, p)``.
+        b: ``(groups or 1, series or 1, times - 1 or 1, n)``; d: ``(groups or 1, series or 1, seen or 1, p)``.
+        times: number of times.
+        keep: sum of MEANS, ROOTS, TAPE.
+
+    Returns:
+        log-likelihood ``(groups, series, times)``; filtered and predicted mean ``(groups, series, times, n)``; filtered
+        and predicted square root ``(groups, times, n, n)``; the tape of the backward pass.
+
+    >>> from pyro_ssm.ops.kalman_kernel import kalman_forward
+    >>> kalman_forward.__name__
+    'kalman_forward'
+    """
+    arguments = (y, mask, move, lengths, at, m, L, F, b, Q, H, d, R, times)
+    out = _results(y, m, times, keep)
+    if not y.shape[0] * y.shape[1] * times:
+        return out
+    functions, _, _, parallel_for = library()
+    if functions is None or y.device.type != "cpu":
+        kalman_torch_kernel.forward(*arguments, keep, out)
+        return out
+    fields, alive = _problem(*arguments)
+    failed = (ctypes.c_int64 * 2)()
+    fields += [*(_address(x) if x.numel() else 0 for x in out), ctypes.addressof(failed), parallel_for]
+    _call(functions.pyro_ssm_kalman_forward, fields, failed)
+    del alive
+    return out
+
+
+def _results(y: Tensor, m: Tensor, times: int, keep: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    groups, series, _, p = y.shape
+    n = m.shape[-1]
+    means = (groups, series, times, n) if keep & MEANS else (0,)
+    roots = (groups, times, n, n) if keep & ROOTS else (0,)
+    tape = (tape_size(groups, series, times, n, p),) if keep & TAPE else (0,)
+    new = y.new_empty
+    return new((groups, series, times)), new(means), new(means), new(roots), new(roots), new(tape)
+
+
+def kalman_backward(
+    y: Tensor,
+    mask: Tensor | None,
+    move: Tensor | None,
+    lengths: Tensor | None,
+    at: Tensor | None,
+    m: Tensor,
+    L: Tensor,
+    F: Tensor,
+    b: Tensor,
+    Q: Tensor,
+    H: Tensor,
+    d: Tensor,
+    R: Tensor,
+    times: int,
+    tape: Tensor,
+    grad_log_likelihood: Tensor | None,
+    grad_filtered_mean: Tensor | None,
+    grad_predicted_mean: Tensor | None,
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients of the log-likelihoods and means with respect to y, m, L, F, b, Q, H, d and R.
+
+    Args:
+        wanted: of each of the nine; what is not wanted comes back empty.
+
+    Returns:
+        Nine tensors in the shapes of the arguments of :func:`kalman_forward`.
+
+    >>> from pyro_ssm.ops.kalman_kernel import kalman_backward
+    >>> kalman_backward.__name__
+    'kalman_backward'
+    """
+    arguments = (y, mask, move, lengths, at, m, L, F, b, Q, H, d, R, times)
+    inputs = (y, m, L, F, b, Q, H, d, R)
+    none = y.new_empty(0)
+    if not y.shape[0] * y.shape[1] * times:
+        return tuple(torch.zeros_like(x) if want else none for x, want in zip(inputs, wanted, strict=True))
+    outer = [
+        None if g is None else g.contiguous() for g in (grad_log_likelihood, grad_filtered_mean, grad_predicted_mean)
+    ]
+    functions, _, _, parallel_for = library()
+    if functions is None or y.device.type != "cpu":
+        found = kalman_torch_kernel.backward(*arguments, tape, *outer)
+        return tuple(grad.contiguous() if want else none for grad, want in zip(found, wanted, strict=True))
+    fields, alive = _problem(*arguments)
+    groups, series, seen, p = y.shape
+    n = m.shape[-1]
+    shared_b = b.shape[0] == b.shape[1] == b.shape[2] == 1
+    shared_d = d.shape[0] == d.shape[1] == d.shape[2] == 1
+    new = y.new_zeros
+    want_y, want_m, want_L, want_F, want_b, want_Q, want_H, want_d, want_R = wanted
+    grad_y = new((groups, series, seen, p)) if want_y or (want_d and not shared_d) else None
+    grad_m = new((groups, series, n)) if want_m else None
+    grad_L, grad_F, grad_Q, grad_H, grad_R = (
+        new(x.shape) if want else None for x, want in ((L, want_L), (F, want_F), (Q, want_Q), (H, want_H), (R, want_R))
+    )
+    grad_b = new((groups, series, max(times - 1, 0), n)) if want_b and not shared_b else None
+    grad_b_sum = new((n,)) if want_b and shared_b else None
+    grad_d_sum = new((p,)) if want_d and shared_d else None
+    fields += [0, 0, 0, 0, 0, tape.data_ptr(), 0, parallel_for, *(_address(g) for g in outer)]
+    fields += [_address(x) for x in (grad_y, grad_m, grad_L, grad_F, grad_b, grad_b_sum, grad_Q, grad_H, grad_d_sum)]
+    fields += [_address(grad_R)]
+    _call(functions.pyro_ssm_kalman_backward, fields, (0, 0))
+    del alive
+    found_b = grad_b_sum.reshape(b.shape) if grad_b_sum is not None else _reduce(grad_b, b)
+    if grad_d_sum is not None:
+        found_d = grad_d_sum.reshape(d.shape)
+    else:
+        found_d = None if not want_d else -_reduce(grad_y, d)
+    results = (
+        grad_y if want_y else None, _reduce(grad_m, m), grad_L, grad_F, found_b, grad_Q, grad_H, found_d, grad_R
+    )  # fmt: skip
+    return tuple(none if x is None else x for x in results)
+
+
+def _reduce(grad: Tensor | None, like: Tensor) -> Tensor | None:
+    if grad is None or grad.shape == like.shape:
+        return grad
+    if grad.numel() == 0:
+        return torch.zeros_like(like)
+    return grad.sum_to_size(like.shape)
+
+
+def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
+    y, m, wanted = args[0], args[5], args[-1]
+    inputs = (y, m, *args[6:13])
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) if want else y.new_empty(0)
+                 for x, want in zip(inputs, wanted, strict=True))  # fmt: skip
+
+
+def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
+    return _results(args[0], args[5], args[13], args[14])
+
+
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("kalman_forward", kalman_forward, _device)
+    _LIBRARY.impl("kalman_backward", kalman_backward, _device)
+torch.library.register_fake("pyro_ssm::kalman_forward", _fake_forward, lib=_LIBRARY)
+torch.library.register_fake("pyro_ssm::kalman_backward", _fake_backward, lib=_LIBRARY)
