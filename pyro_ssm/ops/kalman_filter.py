@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops import kalman_graph  # noqa: F401  (registers the derivative of the operator)
-from pyro_ssm.ops.composite import composite_backward
+from pyro_ssm.ops.composite import composite_backward, transformed
 from pyro_ssm.ops.kalman import FilterSteps, kalman_filter_reference
 from pyro_ssm.ops.kalman_kernel import MEANS, ROOTS, TAPE
 from pyro_ssm.ops.kalman_problem import EVENTS, OF_SERIES, Layout, Problem, problem
@@ -137,16 +137,7 @@ def _dtype(args: Sequence[Tensor]) -> torch.dtype:
 
 def _plain(args: Sequence[Tensor]) -> bool:
     """Real tensors with memory, without tangents: not those of torch.func, forward mode or a tensor subclass."""
-    for x in args:
-        if x.dtype not in (torch.float64, torch.float32):
-            return False
-        if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
-            return False
-        try:
-            x.data_ptr()
-        except RuntimeError:
-            return False
-    return True
+    return all(x.dtype in (torch.float64, torch.float32) and not transformed(x) for x in args)
 
 
 def _problem(options: tuple, args: Sequence[Tensor], look: bool = True) -> Problem:
