@@ -20,7 +20,7 @@ LIBRARY = "pyro_ssm.ops._cpu"  # loaded with ctypes, never imported
 SOURCES = sorted(glob("pyro_ssm/ops/csrc/*.cpp"))
 HEADERS = sorted(glob("pyro_ssm/ops/csrc/*.h"))
 
-FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", "-g0"]
+FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-g0"]
 MSVC_FLAGS = ["/O2", "/std:c++17", "/EHsc"]
 
 mode = os.environ.get("PYRO_SSM_BUILD", "auto")

@@ -142,8 +142,8 @@ def _plain(args: Sequence[Tensor]) -> bool:
 
 def _problem(options: tuple, args: Sequence[Tensor], look: bool = True) -> Problem:
     mask, num_times, observed_index, step_mask = options
-    y, *rest = args
-    return problem(y, mask, *rest, num_times, observed_index, step_mask, look=look)
+    y, m, L, F, b, Q, H, d, R = args
+    return problem(y, mask, m, L, F, b, Q, H, d, R, num_times, observed_index, step_mask, look=look)
 
 
 def _reference(options: tuple, keep: int) -> Any:

@@ -133,8 +133,8 @@ def kalman_forward(
         lengths: int64 ``(groups, series)``: from that time on a series stands still and sees nothing; None = never.
         at: int64 ``(seen,)``, ascending times of the observations; None = all times.
         m: ``(groups or 1, series or 1, n)``.
-        L: ``(groups or 1, n, n)``; F, Q: ``(groups or 1, times - 1 or 1, n, n)``; H: ``(groups or 1, seen or 1, p, n)``;
-            R: ``(groups or 1, seen or 1, p, p)``.
+        L: ``(groups or 1, n, n)``; F, Q: ``(groups or 1, times - 1 or 1, n, n)``.
+        H: ``(groups or 1, seen or 1, p, n)``; R: ``(groups or 1, seen or 1, p, p)``.
         b: ``(groups or 1, series or 1, times - 1 or 1, n)``; d: ``(groups or 1, series or 1, seen or 1, p)``.
         times: number of times.
         keep: sum of MEANS, ROOTS, TAPE.
@@ -211,7 +211,9 @@ def kalman_backward(
     none = y.new_empty(0)
     if not y.shape[0] * y.shape[1] * times:
         return tuple(torch.zeros_like(x) if want else none for x, want in zip(inputs, wanted, strict=True))
-    outer = [None if g is None else g.contiguous() for g in (grad_log_likelihood, grad_filtered_mean, grad_predicted_mean)]
+    outer = [
+        None if g is None else g.contiguous() for g in (grad_log_likelihood, grad_filtered_mean, grad_predicted_mean)
+    ]
     functions, _, _, parallel_for = library()
     if functions is None or y.device.type != "cpu":
         found = kalman_torch_kernel.backward(*arguments, tape, *outer)
@@ -226,8 +228,7 @@ def kalman_backward(
     grad_y = new((groups, series, seen, p)) if want_y or (want_d and not shared_d) else None
     grad_m = new((groups, series, n)) if want_m else None
     grad_L, grad_F, grad_Q, grad_H, grad_R = (
-        new(x.shape) if want else None
-        for x, want in ((L, want_L), (F, want_F), (Q, want_Q), (H, want_H), (R, want_R))
+        new(x.shape) if want else None for x, want in ((L, want_L), (F, want_F), (Q, want_Q), (H, want_H), (R, want_R))
     )
     grad_b = new((groups, series, max(times - 1, 0), n)) if want_b and not shared_b else None
     grad_b_sum = new((n,)) if want_b and shared_b else None

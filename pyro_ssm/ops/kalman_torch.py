@@ -35,9 +35,9 @@ def singular(step: int, group: int) -> str:
     'kalman_filter'
     """
     return (
-        f"kalman_filter: the innovation covariance H P H' + R R' of step {step} (parameters {group}) is singular or not "
-        "finite, so the observation has no density. Give the observation some noise (R), or leave out rows that others "
-        "determine"
+        f"kalman_filter: the innovation covariance H P H' + R R' of step {step} (parameters {group}) is singular or "
+        "not finite, so the observation has no density. Give the observation some noise (R), or leave out rows that "
+        "others determine"
     )
 
 
@@ -241,7 +241,9 @@ def recurrence(x: Tensor, matrices: Tensor, start: int, reverse: bool = False) -
     for k in range(min(start, total - 1)):
         torch.baddbmm(x[:, :, k + 1], out[:, :, k], matrices[:, k], out=out[:, :, k + 1])
     if total - start > 1:
-        out[:, :, start:] = _doubling(torch.cat([out[:, :, start : start + 1], x[:, :, start + 1 :]], 2), matrices[:, -1])
+        out[:, :, start:] = _doubling(
+            torch.cat([out[:, :, start : start + 1], x[:, :, start + 1 :]], 2), matrices[:, -1]
+        )
     return out
 
 

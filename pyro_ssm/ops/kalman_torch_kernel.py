@@ -49,7 +49,9 @@ def forward(
     g = gains(s, root)
     mean = means(s, g)
     v = s.y - over_time(mean, s.H.mT)
-    constant = g.constant if steps == times else torch.cat([g.constant, g.constant[:, -1:].expand(-1, times - steps)], 1)
+    constant = (
+        g.constant if steps == times else torch.cat([g.constant, g.constant[:, -1:].expand(-1, times - steps)], 1)
+    )
     terms = constant.unsqueeze(1) - 0.5 * over_time(v, g.whiten.mT).square().sum(-1)
     alive = None if lengths is None else torch.arange(times, device=y.device) < lengths.unsqueeze(-1)
     if s.seen is not None:
@@ -219,7 +221,9 @@ def _stand_still(
             after = late if after is None else after + late
     if after is None:
         return weight, None, None
-    kept = [None if x is None else torch.where(alive.unsqueeze(-1), x, torch.zeros_like(x)) for x in (filtered, predicted)]
+    kept = [
+        None if x is None else torch.where(alive.unsqueeze(-1), x, torch.zeros_like(x)) for x in (filtered, predicted)
+    ]
     base = torch.zeros_like(predicted) if kept[0] is None else kept[0]
     last = (lengths - 1).clamp(min=0)[..., None, None].expand(after.shape)
     return weight, base.scatter_add(2, last, after), kept[1]
