@@ -1,8 +1,8 @@
 """The log-likelihood of a linear-Gaussian model, and its gradient, by peers.
 
 Parameters are a dict of float64 NumPy arrays: m (n), L (n, n), F, b, Q (n, n), H, d, R with covariances as roots. The
-initial law stands one transition before the first observation, as Pyro's and cuthbert's do. A leading dim of all of
-them is one of series with parameters of their own.
+initial law N(m, L L') is that of the first observation's state for dynamax and statsmodels, and stands one transition
+before it for cuthbert and Pyro. A leading dim of all of them is one of series with parameters of their own.
 """
 
 from __future__ import annotations
@@ -35,11 +35,8 @@ def dynamax(parameters: dict, y: np.ndarray, gradient: bool) -> Callable[[], Ans
     from dynamax.linear_gaussian_ssm.inference import lgssm_filter, make_lgssm_params
 
     def one(q: dict, y: Any) -> Any:
-        P = q["F"] @ q["L"] @ q["L"].T @ q["F"].T + q["Q"] @ q["Q"].T
-        mean = q["F"] @ q["m"] + q["b"]
-        params = make_lgssm_params(
-            mean, P, q["F"], q["Q"] @ q["Q"].T, q["H"], q["R"] @ q["R"].T, dynamics_bias=q["b"], emissions_bias=q["d"]
-        )
+        P, Q, R = (q[name] @ q[name].T for name in ("L", "Q", "R"))
+        params = make_lgssm_params(q["m"], P, q["F"], Q, q["H"], R, dynamics_bias=q["b"], emissions_bias=q["d"])
         return lgssm_filter(params, y).marginal_loglik
 
     return jax_peer(_over_series(one, parameters, y), parameters, y, gradient)
@@ -118,8 +115,7 @@ def statsmodels(parameters: dict, y: np.ndarray, gradient: bool) -> Callable[[],
             ssm["design"], ssm["obs_intercept"], ssm["obs_cov"] = q["H"], q["d"][:, None], q["R"] @ q["R"].T
             ssm["transition"], ssm["state_intercept"] = q["F"], q["b"][:, None]
             ssm["selection"], ssm["state_cov"] = np.eye(n), q["Q"] @ q["Q"].T
-            P = q["F"] @ q["L"] @ q["L"].T @ q["F"].T + q["Q"] @ q["Q"].T
-            ssm.initialize_known(q["F"] @ q["m"] + q["b"], P)
+            ssm.initialize_known(q["m"], q["L"] @ q["L"].T)
             ssm.filter_univariate = univariate
             ssm.set_conserve_memory(MEMORY_CONSERVE)
             filters.append(ssm)

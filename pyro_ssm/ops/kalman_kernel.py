@@ -53,16 +53,20 @@ def _address(tensor: Tensor | None) -> int:
 
 def _strides(tensor: Tensor, dims: int) -> list[int]:
     """Strides of the first dims, 0 where the size is 1."""
-    return [stride if size > 1 else 0 for size, stride in zip(tensor.shape[:dims], tensor.stride()[:dims], strict=True)]
+    shape, stride = tensor.shape, tensor.stride()
+    return [stride[i] if shape[i] > 1 else 0 for i in range(dims)]
 
 
 def _solid(tensor: Tensor, event: int) -> Tensor:
     """The tensor, with its event dims contiguous."""
+    if tensor.is_contiguous():
+        return tensor
+    shape, stride = tensor.shape, tensor.stride()
     expected = 1
-    for size, stride in zip(tensor.shape[-1 : -event - 1 : -1], tensor.stride()[-1 : -event - 1 : -1], strict=True):
-        if size > 1 and stride != expected:
+    for i in range(1, event + 1):
+        if shape[-i] > 1 and stride[-i] != expected:
             return tensor.contiguous()
-        expected *= size
+        expected *= shape[-i]
     return tensor
 
 

@@ -44,6 +44,8 @@ class Layout(NamedTuple):
 
     def of_group(self, x: Tensor, event: int) -> Tensor:
         """``(*lead, *event)`` of an argument of the covariances -> ``(groups or 1, *event)``."""
+        if x.dim() == event:
+            return x.unsqueeze(0)
         shape = x.shape[x.dim() - event :]
         if x.shape[: x.dim() - event].numel() == 1:
             return x.reshape((1,) + shape)
@@ -51,6 +53,8 @@ class Layout(NamedTuple):
 
     def of_series(self, x: Tensor, event: int, whole: bool = False) -> Tensor:
         """``(*lead, *event)`` of an argument of the means -> ``(groups or 1, series or 1, *event)``."""
+        if not self.lead and x.dim() == event:
+            return x[None, None]
         shape = x.shape[x.dim() - event :]
         if not self.lead or (not whole and x.shape[: x.dim() - event].numel() == 1):
             return x.reshape((1, 1) + shape)
@@ -67,10 +71,14 @@ class Layout(NamedTuple):
 
     def from_series(self, x: Tensor, event: int) -> Tensor:
         """``(groups, series, *event)`` -> ``(*lead, *event)``."""
+        if not self.lead:
+            return x.view(x.shape[2:])
         return self._back(x.flatten(0, 1), event, self.group_dims + self.series_dims)
 
     def from_group(self, x: Tensor, event: int) -> Tensor:
         """``(groups, *event)`` -> ``(*lead, *event)`` with series dims of size 1."""
+        if not self.lead:
+            return x.view(x.shape[1:])
         return self._back(x, event, self.group_dims)
 
     def _back(self, x: Tensor, event: int, dims: tuple[int, ...]) -> Tensor:
@@ -83,6 +91,9 @@ class Layout(NamedTuple):
 
     def gradient(self, grad: Tensor, like: Tensor, event: int, of_series: bool) -> Tensor:
         """The gradient of an argument in its own shape and dtype."""
+        if not self.lead:
+            grad = grad.reshape(like.shape)
+            return grad if grad.dtype == like.dtype else grad.to(like.dtype)
         if of_series:
             whole = grad.shape[0] * grad.shape[1] == self.groups * self.series
             back = self.from_series(grad, event) if whole else grad
