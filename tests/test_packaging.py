@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from configparser import ConfigParser
 from importlib import metadata
@@ -18,6 +19,7 @@ import torch
 import pyro_ssm
 from pyro_ssm import __main__ as command_line
 from pyro_ssm._version import __version__
+from pyro_ssm.ops import compiled, kalman_kernel
 from pyro_ssm.ops.info import info
 from tests.architecture import Package
 
@@ -167,9 +169,94 @@ def test_info_reports_what_is_in_use(capsys):
     assert rows["operators"] == info().explanation
 
 
+def test_sources_of_the_operators_are_distributed(tmp_path):
+    """What a source distribution holds is enough to build them."""
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pyro_ssm" / "ops" / "csrc").iterdir()}
+    assert {Path(name).suffix for name in sources} == {".cpp", ".h"}
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT / "pyro_ssm", copy / "pyro_ssm", ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.dll"))
+    for name in (*SETUP_FILES, "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "constraints.txt"):
+        shutil.copy(ROOT / name, copy)
+    command = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", str(tmp_path)]
+    result = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert sources <= names
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_operators_build_without_a_warning(tmp_path):
+    (tmp_path / "pyro_ssm" / "ops").mkdir(parents=True)
+    shutil.copytree(ROOT / "pyro_ssm" / "ops" / "csrc", tmp_path / "pyro_ssm" / "ops" / "csrc")
+    for name in SETUP_FILES:
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copy(ROOT / "pyro_ssm" / "_version.py", tmp_path / "pyro_ssm")
+    for folder in (tmp_path / "pyro_ssm", tmp_path / "pyro_ssm" / "ops"):
+        (folder / "__init__.py").touch()
+    environment = {**os.environ, "PYRO_SSM_BUILD": "require", "CFLAGS": "-Wall -Wextra -Werror"}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (built,) = (tmp_path / "pyro_ssm" / "ops").glob("_cpu.*")
+    found = compiled._load(built)
+    assert found.functions is not None and found.reason == ""
+
+
+def test_a_library_that_cannot_be_used_is_left_aside(tmp_path, monkeypatch):
+    assert "not built" in compiled._load(tmp_path / "_cpu.so").reason
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"not a library")
+    assert "could not be loaded" in compiled._load(broken).reason
+    monkeypatch.setenv("PYRO_SSM_COMPILED", "0")
+    assert "PYRO_SSM_COMPILED" in compiled._load(compiled.PATH).reason
+
+
+@pytest.mark.skipif(compiled.library().functions is None, reason="the compiled library is not in use")
+def test_python_and_library_agree_on_their_interface(monkeypatch):
+    functions = compiled.library().functions
+    functions.pyro_ssm_kalman_args_size.restype = ctypes.c_int64
+    assert functions.pyro_ssm_kalman_args_size() == 8 * kalman_kernel.FIELDS
+    functions.pyro_ssm_kalman_tape_size.restype = ctypes.c_int64
+    for groups, series, times, n, p in ((1, 1, 1, 1, 1), (2, 1, 7, 4, 3), (3, 9, 5, 13, 2), (1, 17, 2, 17, 20)):
+        fields = (ctypes.c_int64 * kalman_kernel.FIELDS)(groups, series, times, 0, n, p)
+        size = functions.pyro_ssm_kalman_tape_size(ctypes.byref(fields))
+        assert size == kalman_kernel.tape_size(groups, series, times, n, p)
+    monkeypatch.setattr(compiled, "ABI", -1)
+    assert "another version" in compiled._load(compiled.PATH).reason
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compiled.library().functions is None, reason="the compiled library is not in use")
+def test_every_instruction_set_gives_the_same_results(tmp_path):
+    program = """
+import sys, torch
+from pyro_ssm.ops import info, kalman_log_likelihood
+torch.manual_seed(0)
+n, p = 9, 3
+eye, rand = torch.eye(n, dtype=torch.float64), lambda *shape: torch.randn(*shape, dtype=torch.float64)
+args = [rand(10, 40, p), rand(n), eye, 0.9 * torch.linalg.qr(rand(1, n, n))[0], rand(1, n), eye[None]]
+args = [x.requires_grad_() for x in [*args, rand(1, p, n), rand(1, p), eye[None, :p, :p]]]
+terms = kalman_log_likelihood(args[0], args[0] == args[0], *args[1:])
+torch.save([info().explanation, terms.detach(), *torch.autograd.grad(terms.sum(), args)], sys.argv[1])
+"""
+    found = {}
+    for isa in ("base", "avx2", "best"):
+        environment = {**os.environ, "PYRO_SSM_ISA": isa, "PYTHONPATH": str(ROOT)}
+        out = tmp_path / f"{isa}.pt"
+        subprocess.run([sys.executable, "-c", program, str(out)], env=environment, check=True)
+        found[isa] = torch.load(out)
+    assert "(base," in found["base"][0] and "(avx512," not in found["avx2"][0]
+    for isa in ("base", "avx2"):
+        for one, other in zip(found[isa][1:], found["best"][1:], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
 def test_info_tells_the_truth_about_operators():
     has_library = any((ROOT / "pyro_ssm" / "ops").glob("_cpu.*"))
     assert bool(info().compiled) == has_library
+    assert set(info().compiled).isdisjoint(info().missing)
 
 
 def test_demo_gets_its_options(monkeypatch):

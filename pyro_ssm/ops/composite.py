@@ -1,4 +1,4 @@
-"""The differentiable way out of a hand-written backward pass."""
+"""The way out of a hand-written pass: where it must be differentiated itself, or met by a transform."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["composite_backward"]
+__all__ = ["composite_backward", "transformed"]
+
+
+def transformed(x: Tensor) -> bool:
+    """Whether a tensor is inside a ``torch.func`` transform (it has no memory of its own) or carries a tangent.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.composite import transformed
+    >>> found = []
+    >>> y = torch.func.vmap(lambda x: found.append(transformed(x)) or x)(torch.zeros(3))
+    >>> found, transformed(y)
+    ([True], False)
+    """
+    try:
+        x.data_ptr()
+    except RuntimeError:
+        return True
+    return torch.autograd.forward_ad.unpack_dual(x).tangent is not None
 
 
 def composite_backward(

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ssm.ops.composite import transformed
+
 __all__ = ["solve_lower", "solve_lower_right", "tria"]
 
 
@@ -21,7 +23,8 @@ def tria(A: Tensor) -> Tensor:
 
     Gradients: first and second order where A has full row rank. Where it has not (zero rows, too few columns), the
     gradient of everything that depends on L through :math:`L L^T` is right and finite; a function of L that does not,
-    such as a zero :math:`L_{ii} = |A_i|` itself, gets a subgradient.
+    such as a zero :math:`L_{ii} = |A_i|` itself, gets a subgradient. Under ``torch.func`` transforms and forward-mode
+    differentiation the derivatives are torch's own, for full row rank only.
 
     Args:
         A: ``(..., n, m)``, any m.
@@ -38,6 +41,8 @@ def tria(A: Tensor) -> Tensor:
     rows, columns = A.shape[-2:]
     if columns < rows:
         A = torch.nn.functional.pad(A, (0, rows - columns))
+    if transformed(A):
+        return _lower_q(A, mode="reduced")[0]
     if torch.is_grad_enabled() and A.requires_grad:
         return _LowerQ.apply(A)[0]
     return _lower_q(A, mode="r")[0]

@@ -301,7 +301,7 @@ def test_two_exact_sensors_of_one_state_are_singular(engine):
 def test_an_explosive_system_is_refused_where_it_overflows(engine):
     args = system(1, 1, 800, decay=10.0)
     mask = torch.arange(800).unsqueeze(-1) >= 700
-    with pytest.raises(torch.linalg.LinAlgError, match="step 700"):
+    with pytest.raises(torch.linalg.LinAlgError, match=r"step \d+ .* not finite"):
         kalman_filter(args[0], mask, *args[1:])
 
 
@@ -315,11 +315,12 @@ def test_covariances_stand_still_within_the_stated_tolerance(engine):
     assert ((found - exact).abs() / deviation.unsqueeze(-1) / deviation.unsqueeze(-2)).max() < 3e-12
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch.func.jvp uses it
 def test_under_torch_func_the_reference_runs(engine):
     args, mask, _ = case("varying, shared mask")
     whole = kalman_log_likelihood(args[0], mask, *args[1:])
-    mapped = torch.func.vmap(lambda y: kalman_log_likelihood(y, everything(y), *args[1:]))
-    torch.testing.assert_close(mapped(args[0]), kalman_log_likelihood(args[0], everything(args[0]), *args[1:]))
+    mapped = torch.func.vmap(lambda y: kalman_log_likelihood(y, mask[0], *args[1:]))
+    torch.testing.assert_close(mapped(args[0]), whole)
 
     def total(F):
         return kalman_log_likelihood(args[0], mask, *args[1:3], F, *args[4:]).sum()

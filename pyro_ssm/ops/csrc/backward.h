@@ -1,12 +1,12 @@
 // The gradient of the filter, by hand. Two passes back in time:
 //
-// means, every series:   u = S^{-1} v,  w = K' lambda - g u,  lambda- = lambda - H' w,  lambda' = F' lambda-
-// covariances, a group:  Gamma- = Gamma + sym(Z' H),  Z = C - 2 K' Gamma + G_S H,  Gamma' = F' Gamma- F
+// means, every series:   w = W' (E lambda - g e),  lambda- = lambda - H' w,  lambda' = F' lambda-
+// covariances, a group:  Gamma- = Gamma + sym(Z' W H),  Z = C - 2 E Gamma + G W H,  Gamma' = F' Gamma- F
 //
 // where lambda and Gamma are the gradients with respect to the mean and the covariance of a filtered state (- : of a
-// predicted one), g that of log p(y_k | y_<k), and the means hand to the covariances the sums over series
-// C = sum u lambda', U = sum g u u' and sum g, with G_S = K' Gamma K - sym(K' C') + (U - sum g S^{-1}) / 2 the
-// gradient with respect to S. No inverse of Q, R or P is taken.
+// predicted one), g that of log p(y_k | y_<k), e = W v the whitened innovation, and the means hand to the covariances the
+// sums over series C = sum e lambda', U = sum g e e' and sum g. W' G W with G = E Gamma E' - sym(E C') + (U - sum g I) / 2
+// is the gradient with respect to S. No inverse of Q, R or P is taken.
 
 // Sums of a group's gradients. Matrices with n columns are padded to ld; one entry a time where they vary over time.
 struct Sums {
@@ -92,9 +92,9 @@ struct MeanGradient {
     System system;
     Sums sums;
     i64 active[LANES], index[LANES];
-    // blocks of steps: lambda- (x) beside the filtered mean before it (y), w beside the predicted mean (mp), u beside
-    // g u and lambda (lam)
-    double *lambda, *x, *y, *w, *mp, *u, *lam, *gu, *e, *mean, *weights;
+    // blocks of steps: lambda- (x) beside the filtered mean before it (y), w beside the predicted mean (mp), e beside
+    // g e and lambda (lam)
+    double *lambda, *x, *y, *w, *mp, *es, *lam, *ges, *w_q, *mean, *weights;
     i64 moved = 0, seen = 0, summed = 0, summed_slot = 0;
 
     MeanGradient(const Context& context, const Layout& l, i64 group, i64 tile_index, Arena& arena, const Sums& into)
@@ -103,8 +103,8 @@ struct MeanGradient {
         lambda = arena.doubles(pad_n); mean = arena.doubles(pad_n);
         x = arena.doubles(STEPS * n * LANES); y = arena.doubles(STEPS * pad_n);
         w = arena.doubles(STEPS * p * LANES); mp = arena.doubles(STEPS * pad_n);
-        u = arena.doubles(STEPS * p * LANES); gu = arena.doubles(STEPS * p * LANES); lam = arena.doubles(STEPS * pad_n);
-        e = arena.doubles(p * LANES); weights = arena.doubles(LANES);
+        es = arena.doubles(STEPS * p * LANES); ges = arena.doubles(STEPS * p * LANES); lam = arena.doubles(STEPS * pad_n);
+        w_q = arena.doubles(p * LANES); weights = arena.doubles(LANES);
         for (int i = 0; i < LANES; ++i) {
             const i64 real = tile * LANES + i;
             active[i] = c.length(g, real);
@@ -131,13 +131,13 @@ struct MeanGradient {
     }
     void flush_sums(i64 slot) {
         if (summed) {
-            outer<LANES>(sums.C + slot * p * ld, u, lam, p, n, ld, summed);
+            outer<LANES>(sums.C + slot * p * ld, es, lam, p, n, ld, summed);
             double* U = sums.U + slot * p * p;
             for (i64 k = 0; k < summed; ++k)
                 for (i64 r = 0; r < p; ++r)
                     for (i64 q = 0; q < p; ++q) {
                         double sum = 0;
-                        for (int l = 0; l < LANES; ++l) sum += gu[(k * p + r) * LANES + l] * u[(k * p + q) * LANES + l];
+                        for (int l = 0; l < LANES; ++l) sum += ges[(k * p + r) * LANES + l] * es[(k * p + q) * LANES + l];
                         U[r * p + q] += sum;
                     }
         }
@@ -150,15 +150,15 @@ struct MeanGradient {
         const KalmanArgs& a = c.a;
         bool pending = false;  // lambda- of the move into t + 1 waits in x for the mean of time t
         for (i64 t = c.times - 1; t >= 0; --t) {
-            const double *rec = record(t), *now = tape + t * c.mean_record, *v = now + n * LANES;
+            const double *rec = record(t), *now = tape + t * c.mean_record, *e = now + n * LANES;
             const i64 q = (i64)rec[c.at_rows];
-            const double* Kt = rec + c.at_K;
+            const double* E = rec + c.at_E;
             // the filtered mean of time t
             if (pending) {
                 for (i64 j = 0; j < n * LANES; ++j) mean[j] = now[j];
                 if (q) {
-                    if (LANES == 1) product<true>(mean, v, 0, 1, Kt, 1, q, ld);
-                    else columns<(LANES == 1 ? 4 : LANES), true>(mean, LANES, Kt, 1, ld, v, LANES, n, q);
+                    if (LANES == 1) product<true>(mean, e, 0, 1, E, 1, q, ld);
+                    else columns<(LANES == 1 ? 4 : LANES), true>(mean, LANES, E, 1, ld, e, LANES, n, q);
                 }
             }
             if (pending) {
@@ -167,7 +167,7 @@ struct MeanGradient {
                 pending = false;
             }
             add_upstream(a.grad_filtered_mean, t);
-            if (q) observe(t, q, rec, now, v);
+            if (q) observe(t, q, rec, now, e);
             add_upstream(a.grad_predicted_mean, t);
             if (c.moves(g, t)) pending = move(t);
         }
@@ -178,48 +178,43 @@ struct MeanGradient {
                     for (i64 j = 0; j < n; ++j) a.grad_m[index[l] * n + j] = lambda[j * LANES + l];
     }
 
-    void observe(i64 t, i64 q, const double* rec, const double* now, const double* v) {
+    void observe(i64 t, i64 q, const double* rec, const double* now, const double* e) {
         const KalmanArgs& a = c.a;
-        const double *Kt = rec + c.at_K, *W = rec + c.at_W;
+        const double *E = rec + c.at_E, *W = rec + c.at_W;
         const i64 s = c.seen_at[(size_t)t], slot = t < layout.rest ? t : layout.rest;
         system.observe(t, false);
         if (summed == STEPS || slot != summed_slot) flush_sums(summed_slot);
         summed_slot = slot;
         if (seen == STEPS) flush_seen(0);
-        double *u_t = u + summed * p * LANES, *gu_t = gu + summed * p * LANES, *w_t = w + seen * p * LANES;
-        for (i64 i = 0; i < p * LANES; ++i) u_t[i] = gu_t[i] = w_t[i] = 0;
+        double *e_t = es + summed * p * LANES, *ge_t = ges + summed * p * LANES, *w_t = w + seen * p * LANES;
+        for (i64 i = 0; i < p * LANES; ++i) e_t[i] = ge_t[i] = w_t[i] = 0;
         for (int l = 0; l < LANES; ++l) {
             weights[l] = t < active[l] && index[l] >= 0 && a.grad_log_likelihood
                              ? a.grad_log_likelihood[index[l] * c.times + t] : 0;
             if (t < active[l]) sums.weight[slot] += weights[l];
         }
-        // u = W' W v, over the rows seen
-        for (i64 r = 0; r < q; ++r) {
-            for (int l = 0; l < LANES; ++l) e[r * LANES + l] = 0;
-            for (i64 k = 0; k <= r; ++k)
-                for (int l = 0; l < LANES; ++l) e[r * LANES + l] += W[r * p + k] * v[k * LANES + l];
-        }
+        for (i64 r = 0; r < q; ++r)
+            for (int l = 0; l < LANES; ++l) {
+                e_t[r * LANES + l] = e[r * LANES + l];
+                ge_t[r * LANES + l] = weights[l] * e[r * LANES + l];
+            }
+        // w = W' (E lambda - g e)
+        if (LANES == 1)
+            for (i64 r = 0; r < q; ++r) w_q[r] = dot(E + r * ld, lambda, ld);
+        else columns<(LANES == 1 ? 4 : LANES), false>(w_q, LANES, E, ld, 1, lambda, LANES, q, n);
         for (i64 r = 0; r < q; ++r) {
             double sum[LANES];
             for (int l = 0; l < LANES; ++l) sum[l] = 0;
             for (i64 k = r; k < q; ++k)
-                for (int l = 0; l < LANES; ++l) sum[l] += W[k * p + r] * e[k * LANES + l];
-            for (int l = 0; l < LANES; ++l) { u_t[r * LANES + l] = sum[l]; gu_t[r * LANES + l] = weights[l] * sum[l]; }
-        }
-        // w = K' lambda - g u
-        double* w_q = e;
-        if (LANES == 1)
-            for (i64 r = 0; r < q; ++r) w_q[r] = dot(Kt + r * ld, lambda, ld) - gu_t[r];
-        else {
-            columns<(LANES == 1 ? 4 : LANES), false>(w_q, LANES, Kt, ld, 1, lambda, LANES, q, n);
-            for (i64 i = 0; i < q * LANES; ++i) w_q[i] -= gu_t[i];
+                for (int l = 0; l < LANES; ++l) sum[l] += W[k * p + r] * (w_q[k * LANES + l] - ge_t[k * LANES + l]);
+            for (int l = 0; l < LANES; ++l) w_q[r * LANES + l] = sum[l];
         }
         bool all = true;
         for (int l = 0; l < LANES; ++l) all = all && t < active[l];
         if (!all)
             for (int l = 0; l < LANES; ++l)
                 if (t >= active[l])
-                    for (i64 r = 0; r < q; ++r) w_q[r * LANES + l] = u_t[r * LANES + l] = 0;
+                    for (i64 r = 0; r < q; ++r) w_q[r * LANES + l] = e_t[r * LANES + l] = 0;
         std::memcpy(lam + summed * pad_n, lambda, sizeof(double) * (size_t)pad_n);
         for (i64 r = 0; r < q; ++r) {
             const i64 row = system.rows[r];

@@ -1,9 +1,10 @@
 // The covariance recursion of one group: it does not depend on the data, so it runs once for all series of the group.
 //
-//     P- = F P F' + Q Q',   S = H P- H' + R R',   K = P- H' S^{-1},   P = P- - K S K'
+//     P- = F P F' + Q Q',   S = H P- H' + R R',   W = S^{-1/2},   E = W H P-,   P = P- - E' E
 //
-// in symmetric form. Where that subtraction cancels more than CAREFUL allows, the step is done again in square roots,
-// by an orthogonal transformation that subtracts nothing (Kailath, Sayed and Hassibi 2000, ch. 12).
+// Where that subtraction cancels more than CAREFUL allows, or where it follows a nearly exact observation and the next P-
+// turns out nearly singular, the step is done again in square roots, by orthogonal transformations that subtract nothing
+// (Kailath, Sayed and Hassibi 2000, ch. 12), and the recursion stays with square roots until P- is well conditioned.
 
 constexpr double CAREFUL = 1e-7;
 // The recursion stops where P- is within this of its limit, relative to the deviations of the states.
@@ -15,7 +16,7 @@ static void semidefinite_root(double* L, i64 ldl, const double* P, i64 n, i64 ld
     for (i64 j = 0; j < n; ++j) {
         double pivot = P[j * ld + j];
         for (i64 k = 0; k < j; ++k) pivot -= L[j * ldl + k] * L[j * ldl + k];
-        const bool lost = !(pivot > 4 * (double)n * EPS * P[j * ld + j]);
+        const bool lost = pivot <= 4 * (double)n * EPS * P[j * ld + j] && pivot < HUGE_VAL;
         const double root = lost ? 0 : std::sqrt(pivot), inverse = lost ? 0 : 1 / root;
         for (i64 i = 0; i < j; ++i) L[i * ldl + j] = 0;
         L[j * ldl + j] = root;
@@ -67,6 +68,8 @@ struct System {
     i64 q = -1;      // how many
     bool whole = false, moving = false;
     double *H_all, *RR_all;
+    double *noise;   // pivots of RR: the variance of each row's noise given the rows above
+    double *factor;
 
     System(const Context& context, i64 group, Arena& arena) : c(context), g(group), ld(context.ld) {
         F.start = arena.take<i64>(c.n + 1);
@@ -75,6 +78,7 @@ struct System {
         FT = arena.doubles(c.n * ld); QQ = arena.doubles(c.n * ld);
         H = arena.doubles(c.p * ld); H_all = arena.doubles(c.p * ld);
         RR = arena.doubles(c.p * c.p); RR_all = arena.doubles(c.p * c.p);
+        noise = arena.doubles(c.p); factor = arena.doubles(c.p * c.p);
         rows = arena.take<i64>(c.p);
     }
     const double* dense_F(i64 t) const { return c.a.F + g * c.a.F_g + (t - 1) * c.a.F_t; }
@@ -105,6 +109,10 @@ struct System {
             if (covariances)
                 for (i64 k = 0; k < q; ++k) RR[r * p + k] = RR_all[rows[r] * p + rows[k]];
         }
+        if (covariances) {
+            semidefinite_root(factor, p, RR, q, p);
+            for (i64 r = 0; r < q; ++r) noise[r] = factor[r * p + r] * factor[r * p + r];
+        }
         return q;
     }
 };
@@ -113,14 +121,17 @@ struct Covariances {
     const Context& c;
     System system;
     const i64 g, n, p, ld;
-    double *T1, *T2, *B, *E, *S, *root, *array;
+    double *T1, *T2, *B, *S, *root, *array;
+    bool sharp = false;   // the last update was by a nearly exact observation
+    bool redone = false;  // the record of the time before was improved
+    bool rooted = false;  // root is that of the last law, and better than its covariance
 
     Covariances(const Context& context, i64 group, Arena& arena)
         : c(context), system(context, group, arena), g(group), n(context.n), p(context.p), ld(context.ld) {
         T1 = arena.doubles(n * ld); T2 = arena.doubles(n * ld);
-        B = arena.doubles(p * ld); E = arena.doubles(p * ld);
+        B = arena.doubles(p * ld);
         S = arena.doubles(p * p);
-        root = arena.doubles(n * n); array = arena.doubles((n + p) * (n + p));
+        root = arena.doubles(n * n); array = arena.doubles((n + p) * (n + p > 2 * n ? n + p : 2 * n));
     }
 
     // The record of time t from that of t - 1; false where the innovation covariance is singular.
@@ -129,13 +140,30 @@ struct Covariances {
         const i64 width = ld;
         if (t == 0) {
             gram(Pp, c.a.L + g * c.a.L_g, n, n, width);
-        } else if (c.moves(g, t)) {
+        } else if (!c.moves(g, t)) {
+            for (i64 i = 0; i < n * width; ++i) Pp[i] = before[c.at_P + i];
+        } else if (rooted) {
+            move_root(t);
+            gram(Pp, root, n, n, width);
+        } else {
             system.move(t, true);
             congruence(system.F, Pp, T1, T2, before + c.at_P, ld);
             for (i64 i = 0; i < n * width; ++i) Pp[i] += system.QQ[i];
-        } else {
-            for (i64 i = 0; i < n * width; ++i) Pp[i] = before[c.at_P + i];
         }
+        for (i64 i = 0; i < n; ++i)
+            if (!(Pp[i * width + i] < HUGE_VAL)) return false;
+        redone = false;
+        if (sharp && !rooted) {
+            semidefinite_root(root, n, Pp, n, width);
+            if (thin(Pp)) {
+                system.observe(t - 1, true);
+                if (!carefully(t - 1, const_cast<double*>(before), (i64)before[c.at_rows])) return false;
+                if (c.moves(g, t)) move_root(t);
+                gram(Pp, root, n, n, width);
+                redone = true;
+            }
+        }
+        sharp = false;
         const i64 q = system.observe(t, true);
         record[c.at_rows] = (double)q;
         record[c.at_constant] = 0;
@@ -144,13 +172,38 @@ struct Covariances {
             for (i64 i = 0; i < n * width; ++i) P[i] = Pp[i];
             return true;
         }
-        return update(record, q) || carefully(t, record, q);
+        if (!(rooted && thin(Pp)) && update(record, q)) {
+            rooted = false;
+            return true;
+        }
+        return carefully(t, record, q);
+    }
+    // Whether P- = root root' is too near to singular to be worked with as a covariance.
+    bool thin(const double* Pp) const {
+        for (i64 i = 0; i < n; ++i)
+            if (root[i * n + i] * root[i * n + i] < CAREFUL * Pp[i * ld + i]) return true;
+        return false;
+    }
+    // [F L, Q] -> [L-, 0]
+    void move_root(i64 t) {
+        const KalmanArgs& a = c.a;
+        const double *F = system.dense_F(t), *Q = a.Q + g * a.Q_g + (t - 1) * a.Q_t;
+        for (i64 i = 0; i < n; ++i)
+            for (i64 j = 0; j < n; ++j) {
+                double sum = 0;
+                for (i64 k = 0; k < n; ++k) sum += F[i * n + k] * root[k * n + j];
+                array[i * 2 * n + j] = sum;
+                array[i * 2 * n + n + j] = Q[i * n + j];
+            }
+        lower_triangular(array, n, 2 * n);
+        for (i64 i = 0; i < n; ++i)
+            for (i64 j = 0; j < n; ++j) root[i * n + j] = array[i * 2 * n + j];
     }
 
     // False where rounding may have hurt the result.
     bool update(double* record, i64 q) {
         const i64 width = ld;
-        double *Pp = record, *P = record + c.at_P, *Kt = record + c.at_K, *W = record + c.at_W;
+        double *Pp = record, *P = record + c.at_P, *E = record + c.at_E, *W = record + c.at_W;
         product<false>(B, system.H, width, 1, Pp, q, n, ld);  // B' = H P-
         for (i64 r = 0; r < q; ++r)
             for (i64 k = 0; k <= r; ++k) S[r * p + k] = dot(system.H + r * width, B + k * width, ld) + system.RR[r * p + k];
@@ -159,6 +212,7 @@ struct Covariances {
             double pivot = S[j * p + j];
             for (i64 k = 0; k < j; ++k) pivot -= S[j * p + k] * S[j * p + k];
             if (!(pivot > CAREFUL * S[j * p + j])) return false;
+            sharp = sharp || system.noise[j] < CAREFUL * pivot;
             const double r = std::sqrt(pivot), inverse = 1 / r;
             log_root += std::log(r);
             S[j * p + j] = r;
@@ -169,7 +223,11 @@ struct Covariances {
             }
         }
         invert(W, q);
-        gain(Kt, W, B, q);
+        for (i64 r = 0; r < q; ++r) {  // E = W H P-
+            double* row = E + r * width;
+            for (i64 j = 0; j < width; ++j) row[j] = W[r * p] * B[j];
+            for (i64 k = 1; k <= r; ++k) add_row(row, W[r * p + k], B + k * width, ld);
+        }
         for (i64 i = 0; i < n; ++i) {
             double* row = P + i * width;
             for (i64 j = 0; j < width; ++j) row[j] = Pp[i * width + j];
@@ -183,6 +241,7 @@ struct Covariances {
     // W = root^{-1} of the lower triangular root in S.
     void invert(double* W, i64 q) {
         for (i64 j = 0; j < q; ++j) {
+            for (i64 i = 0; i < j; ++i) W[i * p + j] = 0;
             W[j * p + j] = 1 / S[j * p + j];
             for (i64 i = j + 1; i < q; ++i) {
                 double sum = 0;
@@ -191,33 +250,14 @@ struct Covariances {
             }
         }
     }
-    // E' = S^{-1/2} H P-  and  K' = S^{-1} H P-.
-    void gain(double* Kt, const double* W, const double* HP, i64 q) {
-        const i64 width = ld;
-        for (i64 r = 0; r < q; ++r) {
-            double* row = E + r * width;
-            for (i64 j = 0; j < width; ++j) row[j] = W[r * p] * HP[j];
-            for (i64 k = 1; k <= r; ++k) add_row(row, W[r * p + k], HP + k * width, ld);
-        }
-        whiten(Kt, W, q);
-    }
-    // K' = S^{-1/2}' E'.
-    void whiten(double* Kt, const double* W, i64 q) {
-        const i64 width = ld;
-        for (i64 r = 0; r < q; ++r) {
-            double* row = Kt + r * width;
-            for (i64 j = 0; j < width; ++j) row[j] = W[r * p + r] * E[r * width + j];
-            for (i64 k = r + 1; k < q; ++k) add_row(row, W[k * p + r], E + k * width, ld);
-        }
-    }
     // [H L, R; L, 0] -> [S^{1/2}, 0; E, P^{1/2}]
     bool carefully(i64 t, double* record, i64 q) {
         const KalmanArgs& a = c.a;
         const i64 width = ld, cols = n + p, s = c.seen_at[(size_t)t];
-        double *Pp = record, *P = record + c.at_P, *Kt = record + c.at_K, *W = record + c.at_W;
+        double *Pp = record, *P = record + c.at_P, *E = record + c.at_E, *W = record + c.at_W;
         const double* R = a.R + g * a.R_g + s * a.R_t;
         if (t == 0) for (i64 i = 0; i < n * n; ++i) root[i] = a.L[g * a.L_g + i];
-        else semidefinite_root(root, n, Pp, n, width);
+        else if (!rooted) semidefinite_root(root, n, Pp, n, width);
         for (i64 r = 0; r < q; ++r) {
             double* row = array + r * cols;
             for (i64 j = 0; j < n; ++j) {
@@ -245,15 +285,10 @@ struct Covariances {
         invert(W, q);
         for (i64 r = 0; r < q; ++r)
             for (i64 j = 0; j < width; ++j) E[r * width + j] = j < n ? array[(q + j) * cols + r] : 0;
-        whiten(Kt, W, q);
         for (i64 i = 0; i < n; ++i)
-            for (i64 j = 0; j <= i; ++j) {
-                double sum = 0;
-                for (i64 k = q; k < cols && k - q < n; ++k) sum += array[(q + i) * cols + k] * array[(q + j) * cols + k];
-                P[i * width + j] = P[j * width + i] = sum;
-            }
-        for (i64 i = 0; i < n; ++i)
-            for (i64 j = n; j < width; ++j) P[i * width + j] = 0;
+            for (i64 j = 0; j < n; ++j) root[i * n + j] = q + j < cols ? array[(q + i) * cols + q + j] : 0;
+        gram(P, root, n, n, width);
+        rooted = true;
         record[c.at_constant] = -log_root - 0.5 * 1.8378770664093454836 * (double)q;
         return true;
     }

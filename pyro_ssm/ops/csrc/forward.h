@@ -80,11 +80,14 @@ struct Means {
                 for (int l = 0; l < LANES; ++l) sum[l] = 0;
                 for (i64 k = 0; k <= r; ++k)
                     for (int l = 0; l < LANES; ++l) sum[l] += W[r * p + k] * v[k * LANES + l];
-                for (int l = 0; l < LANES; ++l) value[l] += sum[l] * sum[l];
+                for (int l = 0; l < LANES; ++l) {
+                    value[l] += sum[l] * sum[l];
+                    e[r * LANES + l] = sum[l];
+                }
             }
-            const double* Kt = record + c.at_K;
-            if (LANES == 1) product<true>(mean, v, 0, 1, Kt, 1, q, ld);
-            else columns<(LANES == 1 ? 4 : LANES), true>(mean, LANES, Kt, 1, ld, v, LANES, n, q);
+            const double* E = record + c.at_E;
+            if (LANES == 1) product<true>(mean, e, 0, 1, E, 1, q, ld);
+            else columns<(LANES == 1 ? 4 : LANES), true>(mean, LANES, E, 1, ld, e, LANES, n, q);
             const double constant = record[c.at_constant];
             for (int l = 0; l < LANES; ++l) value[l] = t < active[l] ? constant - 0.5 * value[l] : 0;
         }
@@ -94,7 +97,7 @@ struct Means {
         if (out[1][0]) write(1, t, mean);
         if (tape) {
             for (i64 j = 0; j < n * LANES; ++j) tape[j] = predicted[j];
-            for (i64 j = 0; j < q * LANES; ++j) tape[n * LANES + j] = v[j];
+            for (i64 j = 0; j < q * LANES; ++j) tape[n * LANES + j] = e[j];
         }
     }
     // v = y - d - H m-
@@ -171,6 +174,7 @@ struct Forward {
             for (i64 t = start; t < stop; ++t) {
                 if (t < settled) {
                     if (!covariances.step(t, t ? record(t - 1) : nullptr, record(t))) { *failed_at = t; return false; }
+                    if (covariances.redone) write_root(c.a.filtered_root, t - 1, record(t - 1) + c.at_P, false);
                     look(t);
                 }
                 given = given && !c.moves(g, t);

@@ -7,7 +7,7 @@ struct CovarianceGradient {
     System system;
     Sums sums;
     Left back;  // F'
-    double *gamma, *EF, *T, *KG, *Z, *Y, *G, *KC, *FP;
+    double *gamma, *EF, *T, *EG, *Z, *Y, *WH, *G, *EC, *FP;
 
     CovarianceGradient(const Context& context, const Layout& l, i64 group, Arena& arena, const Sums& into)
         : c(context), layout(l), g(group), n(c.n), p(c.p), ld(c.ld), width(c.ld),
@@ -15,43 +15,51 @@ struct CovarianceGradient {
         back.start = arena.take<i64>(n + 1); back.column = arena.take<i64>(n * n); back.entry = arena.doubles(n * n);
         gamma = arena.doubles(n * ld); EF = arena.doubles(n * ld); T = arena.doubles(n * ld);
         FP = arena.doubles(n * ld);
-        KG = arena.doubles(p * ld); Z = arena.doubles(p * ld); Y = arena.doubles(p * ld);
-        G = arena.doubles(p * p); KC = arena.doubles(p * p);
+        EG = arena.doubles(p * ld); WH = arena.doubles(p * ld); Z = arena.doubles(p * ld); Y = arena.doubles(p * ld);
+        G = arena.doubles(p * p); EC = arena.doubles(p * p);
     }
     // gamma: of P -> of P-, given the sums over series; with gradients of H and R where `sum`.
     void update(i64 t, const double* rec, const double* C, const double* U, double weight, bool sum) {
         const i64 q = (i64)rec[c.at_rows];
         if (q == 0) return;
         system.observe(t, false);
-        const double *Kt = rec + c.at_K, *W = rec + c.at_W, *H = system.H;
+        const double *E = rec + c.at_E, *W = rec + c.at_W;
         const i64 s = c.seen_at[(size_t)t];
-        product<false>(KG, Kt, ld, 1, gamma, q, n, ld);
+        product<false>(WH, W, p, 1, system.H, q, q, ld);  // above the diagonal W is zero
+        product<false>(EG, E, ld, 1, gamma, q, n, ld);
         for (i64 r = 0; r < q; ++r)
-            for (i64 k = 0; k < q; ++k) KC[r * p + k] = dot(Kt + r * width, C + k * width, ld);
+            for (i64 k = 0; k < q; ++k) EC[r * p + k] = dot(E + r * width, C + k * width, ld);
         for (i64 r = 0; r < q; ++r)
-            for (i64 k = 0; k <= r; ++k) {
-                double inverse = 0;  // S^{-1} = W' W
-                for (i64 j = r; j < q; ++j) inverse += W[j * p + r] * W[j * p + k];
-                G[r * p + k] = G[k * p + r] = dot(KG + r * width, Kt + k * width, ld) -
-                                              0.5 * (KC[r * p + k] + KC[k * p + r]) +
-                                              0.5 * (0.5 * (U[r * p + k] + U[k * p + r]) - weight * inverse);
-            }
-        product<false>(Y, G, p, 1, H, q, q, ld);  // G_S H
-        for (i64 i = 0; i < q * width; ++i) Z[i] = C[i] - 2 * KG[i] + Y[i];
+            for (i64 k = 0; k <= r; ++k)
+                G[r * p + k] = G[k * p + r] =
+                    dot(EG + r * width, E + k * width, ld) - 0.5 * (EC[r * p + k] + EC[k * p + r]) +
+                    0.25 * (U[r * p + k] + U[k * p + r]) - (r == k ? 0.5 * weight : 0);
+        product<false>(Y, G, p, 1, WH, q, q, ld);
+        for (i64 i = 0; i < q * width; ++i) Z[i] = C[i] - 2 * EG[i] + Y[i];
         for (i64 i = 0; i < n; ++i)
             for (i64 r = 0; r < q; ++r) {
-                add_row(gamma + i * width, 0.5 * Z[r * width + i], H + r * width, ld);
-                add_row(gamma + i * width, 0.5 * H[r * width + i], Z + r * width, ld);
+                add_row(gamma + i * width, 0.5 * Z[r * width + i], WH + r * width, ld);
+                add_row(gamma + i * width, 0.5 * WH[r * width + i], Z + r * width, ld);
             }
         if (!sum) return;
         double* RR = sums.RR + s * layout.RR;
+        for (i64 r = 0; r < q; ++r)  // W' G W
+            for (i64 k = 0; k < q; ++k) {
+                EC[r * p + k] = 0;
+                for (i64 j = k; j < q; ++j) EC[r * p + k] += G[r * p + j] * W[j * p + k];
+            }
         for (i64 r = 0; r < q; ++r)
-            for (i64 k = 0; k < q; ++k) RR[system.rows[r] * p + system.rows[k]] += G[r * p + k];
+            for (i64 k = 0; k < q; ++k) {
+                double value = 0;
+                for (i64 j = r; j < q; ++j) value += W[j * p + r] * EC[j * p + k];
+                RR[system.rows[r] * p + system.rows[k]] += value;
+            }
         if (!c.a.grad_H) return;
-        for (i64 i = 0; i < q * width; ++i) Z[i] += Y[i];
-        double* out = sums.H + s * layout.H;
+        for (i64 i = 0; i < q * width; ++i) Z[i] += Y[i];  // W' Z P-
         product<false>(Y, Z, ld, 1, rec, q, n, ld);
-        for (i64 r = 0; r < q; ++r) add_row(out + system.rows[r] * width, 1.0, Y + r * width, ld);
+        double* out = sums.H + s * layout.H;
+        for (i64 r = 0; r < q; ++r)
+            for (i64 k = r; k < q; ++k) add_row(out + system.rows[r] * width, W[k * p + r], Y + k * width, ld);
     }
     void read_F(i64 t, bool fresh) {
         if (fresh || c.a.F_t) back.read(system.dense_F(t), 1, n, n);
@@ -82,10 +90,11 @@ static i64 memory_of(const Context& c, i64 g, const double* rec, i64 limit, Aren
     System system(c, g, arena);
     system.move(1, false);
     const i64 q = system.observe(c.times - 1, false);
-    double *A = arena.doubles(n * ld), *loop = arena.doubles(n * ld);
+    double *A = arena.doubles(n * ld), *loop = arena.doubles(n * ld), *WH = arena.doubles(c.p * ld);
+    product<false>(WH, rec + c.at_W, c.p, 1, system.H, q, q, ld);
     for (i64 i = 0; i < n; ++i) {
         A[i * width + i] = 1;
-        for (i64 r = 0; r < q; ++r) add_row(A + i * width, -rec[c.at_K + r * width + i], system.H + r * width, ld);
+        for (i64 r = 0; r < q; ++r) add_row(A + i * width, -rec[c.at_E + r * width + i], WH + r * width, ld);
     }
     product<false>(loop, system.dense_F(1), n, 1, A, n, n, ld);
     for (i64 steps = 1; steps <= limit; steps *= 2) {
