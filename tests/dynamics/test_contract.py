@@ -25,6 +25,12 @@ MAKERS = {
     "MLPTransition, all": lambda: dynamics.MLPTransition(
         2, 8, input_dim=3, memory_dim=2, uses_gap=True, residual=False, activation="tanh"
     ),
+    "CorrectedTransition": lambda: jitter(dynamics.CorrectedTransition(dynamics.LinearNormal(2), 8)),
+    "CorrectedTransition, all": lambda: jitter(
+        dynamics.CorrectedTransition(
+            dynamics.OrnsteinUhlenbeck(2, input_dim=3), (8, 8), input_dim=3, memory_dim=2, uses_gap=True
+        )
+    ),
     "FunctionTransition": lambda: dynamics.FunctionTransition(2, sine),
 }
 
