@@ -53,7 +53,7 @@ def deep(
     f, g shifts and scales, and its guide is the posterior of the linear model, which an encoder corrects; both begin
     where the linear model's exact fit has ended, and learn what that model lacks:
 
-    .. math:: z_{k+1} = A z_k + B u_k + b + L e_k, \\qquad e_k \\sim N(f(z_k, u_k), g^2(z_k, u_k)), \\qquad
+    .. math:: z_{k+1} = A z_k + b + L e_k, \\qquad e_k \\sim N(f(z_k, u_k), g^2(z_k, u_k)), \\qquad
         y_k \\sim N(C z_k + D u_k + d, s^2)
 
     Else it is a neural motion and a neural emission from random first values, with a structured guide:
@@ -112,7 +112,8 @@ def linear(
 ) -> Outcome:
     """The linear-Gaussian model with as many states and the same inputs, by exact maximum likelihood (Kalman filter).
 
-    It starts from a good guess: for a level that wanders, level and slope and two shocks that fade; else damped
+    The season enters what is seen, and where a window starts; forecasts before 1998 were better without it in the
+    motion. It starts from a good guess: for a level that wanders, level and slope and two shocks that fade; else damped
     rotations with the period of the season and of half of it.
 
     >>> from pyro_ssm.demo import linear, sunspots
@@ -172,13 +173,14 @@ def _training(task: Task) -> tuple[Tensor, Tensor]:
 
 
 def _linear_gaussian(task: Task) -> StateSpaceModel:
+    """The linear model with its first values; the season enters the first state and what is seen."""
     inputs = task.data.input_dim
     first_guess, loading = (
         (_wandering(), (1.0, 0.0, 0.5, 0.5)) if task.anchored else (_rotations(task.season), (1.0, 0.5) * 2)
     )
     return StateSpaceModel(
         dynamics.NormalInitial(4, input_dim=inputs, covariance="full", scale=0.3),
-        dynamics.LinearNormal(4, input_dim=inputs, covariance="full", matrix=first_guess, scale=0.1),
+        dynamics.LinearNormal(4, covariance="full", matrix=first_guess, scale=0.1),
         emissions.LinearNormal(4, 1, input_dim=inputs, matrix=torch.tensor([loading]), scale=0.2),
     )
 
