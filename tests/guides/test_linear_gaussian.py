@@ -113,7 +113,7 @@ def test_training_closes_the_gap_of_a_corrected_model():
         return (estimate.log_likelihood - estimate.bound).sum()
 
     before = gap()
-    infer.fit(model, guide, few, lr=2e-2, num_steps=150, progress=False)
+    infer.fit(model, guide, few, lr=4e-2, num_steps=80, progress=False)
     assert 0 < gap() < 0.25 * before
 
 
