@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pyro import distributions as dist
 from torch import Tensor, nn
 
@@ -15,7 +17,19 @@ from pyro_ssm.blocks.linear import linear
 from pyro_ssm.blocks.parameters import cholesky_parameter, positive_parameter
 from pyro_ssm.components import Affine, AffineGaussian
 
-__all__ = ["AffineNormal", "diagonal_normal", "first_matrix", "noise_law", "noise_tril", "set_noise", "with_time"]
+__all__ = [
+    "AffineNormal",
+    "corrected_normal",
+    "corrections",
+    "diagonal_normal",
+    "first_matrix",
+    "noise_law",
+    "noise_tril",
+    "set_noise",
+    "with_time",
+]
+
+_ONE = math.log(math.expm1(1.0))  # where a softplus is 1
 
 
 def with_time(value: Tensor, event_dims: int) -> Tensor:
@@ -34,6 +48,18 @@ def first_matrix(matrix: Tensor | None, shape: tuple[int, int], default: Callabl
     if start.shape != shape:
         raise ValueError(f"`matrix` must have shape {shape}, got {tuple(start.shape)}")
     return start
+
+
+def corrections(outputs: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """A network's outputs ``(..., 2 n)`` as shift and factor of a noise ``(..., n)``: 0 and 1 where they are 0."""
+    shift, raw = outputs.chunk(2, -1)
+    return shift, floor + (1 - floor) * F.softplus(raw + _ONE)
+
+
+def corrected_normal(loc: Tensor, scale_tril: Tensor, shift: Tensor, factor: Tensor) -> Any:
+    """The law of :math:`\\text{loc} + L e` for :math:`e \\sim N(\\text{shift}, \\text{diag}(\\text{factor}^2))`."""
+    loc, scale_tril = loc + linear(shift, scale_tril), scale_tril * factor.unsqueeze(-2)
+    return dist.MultivariateNormal(loc, scale_tril=scale_tril, validate_args=False)
 
 
 def set_noise(component: Any, size: int, covariance: str, scale: float | Tensor, floor: float) -> None:

@@ -49,11 +49,15 @@ def run(
     """Fit all models to each series, print the scores, and write ``idata.nc``, ``forecast.png``, ``latent.png`` and
     ``summary.csv``.
 
-    The main series, carbon dioxide at Mauna Loa, was named before anything was fitted. The deep model loses to the
-    linear one on it, its band is too narrow there, and the table says so; the second series is therefore a simulation
-    in which nonlinearity pays by construction. Two other real series were tried as the second and lost: sunspots
-    (``tasks=[sunspots()]`` shows it) and El Nino. Settings were compared on spans before the held-out ones; the deep
-    model's guide and first noise were compared there again after a first look at held-out scores.
+    The main series, carbon dioxide at Mauna Loa, was named before anything was fitted. The deep model contains the
+    linear one there, starts at its exact fit, and scores a little better. Settings of both were chosen on forecasts of
+    1990 to 1997 by models trained before (``tasks=[atmospheric_co2("1990-01-01")]``: CRPS 0.39 for the deep model, 0.41
+    for the linear one). The first place is a narrow one: with the season in its motion and windows that do not overlap
+    the linear model did worse then (0.43), but as well as the deep one does on the span held out here (0.41);
+    and the held-out scores of earlier models had been seen before these were set up.
+
+    The second series is a simulation in which nonlinearity pays by construction. Two real series were tried as the
+    second, and a deep model lost on them: sunspots (``tasks=[sunspots()]`` shows it) and El Nino.
 
     Args:
         out: the folder of results; it is made if it is not there.
@@ -90,11 +94,9 @@ def _run(folder: Path, quick: bool, seed: int, progress: bool, tasks: Sequence[T
             f"{int((~task.data.mask).sum())} missing; trained on the first {task.num_training},\n"
             f"{len(task.origins())} forecasts of {task.season} steps in the rest"
         )
-        outcomes = [
-            deep(task, **options, seed=seed, progress=progress),
-            linear(task, **options, seed=seed, progress=progress),
-            seasonal_naive(task, seed=seed),
-        ]
+        exact = linear(task, **options, seed=seed, progress=progress)
+        network = deep(task, exact, **options, seed=seed, progress=progress)
+        outcomes = [network, exact, seasonal_naive(task, seed=seed)]
         results.append((task, outcomes))
         scores = rows(task, outcomes)
         found += scores

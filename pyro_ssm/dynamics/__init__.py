@@ -1,6 +1,7 @@
 """How the state starts and moves."""
 
 from pyro_ssm.dynamics import structural
+from pyro_ssm.dynamics.corrected import CorrectedTransition
 from pyro_ssm.dynamics.diffuse import DiffuseInitial
 from pyro_ssm.dynamics.durations import CategoricalDuration, NegativeBinomialDuration, PoissonDuration
 from pyro_ssm.dynamics.finite import CategoricalInitial, MarkovChain
@@ -23,6 +24,7 @@ from pyro_ssm.dynamics.switching import SwitchingInitial, SwitchingLinear
 __all__ = [
     "CategoricalDuration",
     "CategoricalInitial",
+    "CorrectedTransition",
     "DiffuseInitial",
     "FunctionTransition",
     "GatedTransition",

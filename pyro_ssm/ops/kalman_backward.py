@@ -18,6 +18,7 @@ __all__ = [
     "backward_conditionals",
     "backward_sample_reference",
     "conditional",
+    "forward_conditionals",
     "kalman_smoother_reference",
 ]
 
@@ -109,6 +110,34 @@ def kalman_smoother_reference(steps: FilterSteps, conditionals: Conditionals) ->
         m, L = predict(m, L, *now)
         laws.append((m, L))
     return _stack_time([m for m, _ in laws[::-1]], 1), _stack_time([L for _, L in laws[::-1]], 2)
+
+
+def forward_conditionals(mean: Tensor, scale_tril: Tensor, conditionals: Conditionals) -> Conditionals:
+    """The laws :math:`p(z_{k+1} | z_k, y_{1:T}) = N(G z_k + c, D D^T)` of each state given the one before and all data.
+
+    .. math::
+        \\begin{pmatrix} G' \\hat L_{k+1} & D' \\\\ \\hat L_{k+1} & 0 \\end{pmatrix}
+        \\to \\begin{pmatrix} S & 0 \\\\ K & D \\end{pmatrix}, \\qquad G = K S^{-1}, \\quad
+        c = \\hat m_{k+1} - G (G' \\hat m_{k+1} + c')
+
+    with the backward laws :math:`(G', c', D')` turned round by Bayes' rule, all times at once. A padded step is a copy
+    of the step before, so there G = I, c = 0, D = 0.
+
+    Args:
+        mean: smoothed means ``(..., time, n)`` (:func:`kalman_smoother_reference`).
+        scale_tril: their square roots ``(..., time, n, n)``.
+        conditionals: the backward laws.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.kalman_backward import Conditionals, forward_conditionals
+    >>> one, zero = torch.ones(1, 1, 1), torch.zeros(1, 1)
+    >>> backwards = Conditionals(0.5 * one, zero, 0.75**0.5 * one)
+    >>> forward_conditionals(torch.zeros(2, 1), one.expand(2, 1, 1), backwards).gain
+    tensor([[[0.5000]]])
+    """
+    # the backward law is a motion from k + 1 to k, and the smoothed law of k + 1 where it starts
+    steps = FilterSteps(mean, mean.roll(-1, -2), scale_tril.roll(-1, -3), mean, scale_tril)
+    return backward_conditionals(steps, *conditionals)
 
 
 def backward_sample_reference(conditionals: Conditionals, last: Tensor, noise: Tensor) -> Tensor:

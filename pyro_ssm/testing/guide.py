@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_ssm.binding import random_parameters
 from pyro_ssm.data import TimeSeries
+from pyro_ssm.distributions.moments import gaussian_moments
 from pyro_ssm.guides import Guide
 from pyro_ssm.models import history, site_name
 from pyro_ssm.testing.checks import Contract, hold, perturb, skip
@@ -197,10 +198,10 @@ class GuideContract(Contract):
             )
             state = None
             for k in range(data.num_times):
-                law = guide.step(state, slice(k, k + 1), context, None).base_dist
-                state = law.loc + law.scale * noise[..., k : k + 1, :]
+                law = guide.step(state, slice(k, k + 1), context, None)
+                state, scales = _drawn_with(law, noise[..., k : k + 1, :])
                 self.assert_equal(path[..., k : k + 1, :], state, f"step {k} of a drawn path must be the stepped one")
-                self.assert_equal(scale[..., k : k + 1, :], law.scale.expand(state.shape), f"the scale of step {k}")
+                self.assert_equal(scale[..., k : k + 1, :], scales.expand(state.shape), f"the scale of step {k}")
 
     def test_looks_ahead_is_true(self) -> None:
         """A guide that says it does not look ahead sees nothing of later data."""
@@ -256,8 +257,7 @@ class GuideContract(Contract):
         for i, length in enumerate(self.lengths):
             context, state = guide.encode(data.series(i), bound), None
             for k in range(length):
-                law = guide.step(state, slice(k, k + 1), context, None).base_dist
-                state = law.loc + law.scale * noise[i, k : k + 1]
+                state, _ = _drawn_with(guide.step(state, slice(k, k + 1), context, None), noise[i, k : k + 1])
                 self.assert_equal(path[i, k : k + 1], state, f"step {k} of series {i} must be drawn as it is alone")
 
     def test_padding_and_hidden_values_do_not_matter(self) -> None:
@@ -322,6 +322,12 @@ class GuideContract(Contract):
             guide.path(data, bound).log_prob(z),
             "a deep copy must have the same density",
         )
+
+
+def _drawn_with(law: Any, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """What a normal law draws from that noise, and the diagonal of its square root."""
+    mean, scale_tril = gaussian_moments(law)
+    return mean + (scale_tril @ noise.unsqueeze(-1)).squeeze(-1), scale_tril.diagonal(dim1=-2, dim2=-1)
 
 
 def _is_latent(site: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from pyro.distributions import Normal
 
 from pyro_ssm import infer
 from pyro_ssm.demo import atmospheric_co2, linear, seasonal_naive, sunspots
-from pyro_ssm.demo.models import _rotations
+from pyro_ssm.demo.models import _around, _rotations
 
 
 def test_naive_forecast_is_last_season_moved_by_the_mean_change():
@@ -56,3 +56,15 @@ def test_linear_bound_is_the_likelihood_of_windows_that_do_not_overlap(make):
             infer.kalman_filter(outcome.model, windows.series(i)).log_likelihood.sum() for i in range(len(windows))
         )
     assert outcome.bound == pytest.approx(float(one_by_one / windows.mask.sum()), rel=1e-4)
+
+
+def test_deep_model_starts_as_the_linear_one_with_its_exact_posterior():
+    """Before training, the weight of every draw is the linear model's likelihood."""
+    task = atmospheric_co2()
+    fitted = linear(task, num_steps=5, num_samples=2, progress=False)
+    model, guide = _around(fitted.model, task)
+    windows = task.windows(stride=task.window)
+    with torch.no_grad():
+        exact = infer.kalman_filter(fitted.model, windows).log_likelihood.sum(-1)
+    one_draw = infer.evidence_lower_bound(model, guide, windows, num_samples=1).series
+    torch.testing.assert_close(one_draw, exact, rtol=1e-4, atol=1e-2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_ssm import demo
-from pyro_ssm.demo import COVERAGE, Outcome, Row, returns, rows, run, sunspots, verdict
+from pyro_ssm.demo import COVERAGE, Outcome, Row, atmospheric_co2, returns, rows, run, sunspots, verdict
 
 FILES = ("forecast.png", "idata.nc", "latent.png", "summary.csv")
 
@@ -66,6 +66,17 @@ def test_deep_band_covers_what_it_says_where_nonlinearity_pays(tmp_path):
     assert low <= deep.coverage <= high
     assert deep.crps < 0.97 * linear.crps < naive.crps
     assert deep.log_score > linear.log_score + 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_deep_model_is_no_worse_than_the_linear_one_that_it_contains(tmp_path):
+    deep, linear, naive = run(tmp_path, progress=False, tasks=[atmospheric_co2()])
+    low, high = COVERAGE
+    assert low <= deep.coverage <= high
+    assert deep.crps <= linear.crps < 0.9 * naive.crps
+    assert deep.log_score >= linear.log_score > naive.log_score
+    assert deep.bound > linear.bound - 0.02  # the encoder and the network learn without losing the exact fit
 
 
 def test_names_are_those_of_the_command_line():

@@ -31,6 +31,12 @@ MAKERS = {
     "RBFTransition, full, inputs": lambda: jitter(
         dynamics.RBFTransition(2, torch.randn(3, 2), width=0.7, input_dim=3, covariance="full")
     ),
+    "CorrectedTransition": lambda: jitter(dynamics.CorrectedTransition(dynamics.LinearNormal(2), 8)),
+    "CorrectedTransition, all": lambda: jitter(
+        dynamics.CorrectedTransition(
+            dynamics.OrnsteinUhlenbeck(2, input_dim=3), (8, 8), input_dim=3, memory_dim=2, uses_gap=True
+        )
+    ),
     "FunctionTransition": lambda: dynamics.FunctionTransition(2, sine),
     "FunctionTransition, full": lambda: jitter(dynamics.FunctionTransition(2, sine, covariance="full")),
 }

@@ -7,7 +7,7 @@ from pyro.nn import PyroSample
 
 from pyro_ssm import dynamics, emissions
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.guides import GaussianMarkov, Structured
+from pyro_ssm.guides import GaussianMarkov, LinearGaussian, Structured
 from pyro_ssm.models import StateSpaceModel, dmm, srnn, vrnn
 from pyro_ssm.testing import GuideContract
 from tests.contracts.toys import remembering, toy
@@ -75,6 +75,41 @@ class TestWithRandomParameters(GuideContract):
 
     def make_guide(self, model, **options):
         return GaussianMarkov(model, 8, **options)
+
+
+class TestLinearGaussian(GuideContract):
+    def make_model(self):
+        return toy(dtype=torch.float32)
+
+    def make_guide(self, model, **options):
+        return LinearGaussian(model, toy(dtype=torch.float32), 8, **options)
+
+
+class TestLinearGaussianOfACorrectedModelWithInputs(GuideContract):
+    input_dim = 3
+
+    def core(self):
+        return StateSpaceModel(
+            dynamics.NormalInitial(2, input_dim=3, covariance="full"),
+            dynamics.LinearNormal(2, input_dim=3, covariance="full"),
+            emissions.LinearNormal(2, 1, input_dim=3),
+        )
+
+    def make_model(self):
+        linear = self.core()
+        motion = dynamics.CorrectedTransition(linear.transition, 5, input_dim=3)
+        return StateSpaceModel(linear.initial, motion, linear.emission)
+
+    def make_guide(self, model, **options):
+        return LinearGaussian(model, self.core(), 8, input_dim=3, **options)
+
+
+class TestLinearGaussianOfAMemory(GuideContract):
+    def make_model(self):
+        return remembering(dtype=torch.float32)
+
+    def make_guide(self, model, **options):
+        return LinearGaussian(model, toy(dtype=torch.float32), 8, **options)
 
 
 class TestOfAMemory(GuideContract):

@@ -1,8 +1,8 @@
 import torch
 
-from pyro_ssm.ops import kalman_filter_reference, tria
+from pyro_ssm.ops import kalman_filter_reference, kalman_smoother_reference, tria
 from pyro_ssm.ops.kalman import hide_rows, predict, update
-from pyro_ssm.ops.kalman_backward import conditional
+from pyro_ssm.ops.kalman_backward import Conditionals, conditional, forward_conditionals
 
 D = torch.float64
 
@@ -80,3 +80,45 @@ def test_conditional_of_a_singular_law():
     wanted = C[3:, :3] @ torch.linalg.pinv(C[:3, :3], rtol=1e-10, hermitian=True)
     torch.testing.assert_close(gain @ S @ S.T, C[3:, :3], atol=1e-10, rtol=1e-7)
     torch.testing.assert_close(root @ root.T, C[3:, 3:] - wanted @ C[:3, 3:], atol=1e-10, rtol=1e-7)
+
+
+def random_chain(times=4, n=3):
+    """Smoothed laws and backward laws of a chain: any last law, any backward motion."""
+    torch.manual_seed(1)
+    gain, offset, root = rand(2, times - 1, n, n), rand(2, times - 1, n), rand(2, times - 1, n, n).tril()
+    steps = kalman_filter_reference(  # only the last law is read
+        rand(times, 1), torch.ones(times, 1, dtype=torch.bool), rand(2, n), rand(2, n, n).tril(),
+        rand(1, n, n), rand(1, n), rand(1, n, n).tril(), rand(1, 1, n), rand(1, 1), rand(1, 1, 1).abs(),
+    )  # fmt: skip
+    return steps, Conditionals(gain, offset, root)
+
+
+def test_forward_laws_are_the_backward_laws_turned_round():
+    """Both factorise one joint law: Cov(z', z) = P' G'^T = G P, P' = G P G^T + D D^T, m' = G m + c."""
+    steps, backwards = random_chain()
+    mean, root = kalman_smoother_reference(steps, backwards)
+    gain, offset, scale_tril = forward_conditionals(mean, root, backwards)
+    P = root @ root.mT
+    torch.testing.assert_close(gain @ P[:, :-1], P[:, 1:] @ backwards.gain.mT)
+    torch.testing.assert_close(gain @ P[:, :-1] @ gain.mT + scale_tril @ scale_tril.mT, P[:, 1:])
+    torch.testing.assert_close((gain @ mean[:, :-1].unsqueeze(-1)).squeeze(-1) + offset, mean[:, 1:])
+    assert (scale_tril.triu(1) == 0).all()
+
+
+def test_forward_laws_of_copies_are_copies():
+    steps, (gain, offset, root) = random_chain()
+    backwards = Conditionals(torch.eye(3, dtype=D).expand_as(gain), 0 * offset, 0 * root)
+    mean, smoothed = kalman_smoother_reference(steps, backwards)
+    forward = forward_conditionals(mean, smoothed, backwards)
+    for found, wanted in zip(forward, backwards, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_gradients_of_forward_laws():
+    steps, backwards = random_chain(times=3, n=2)
+
+    def turned(mean, root, *parts):
+        return tuple(forward_conditionals(mean, root, Conditionals(*parts)))
+
+    mean, root = (part.detach().requires_grad_() for part in kalman_smoother_reference(steps, backwards))
+    assert torch.autograd.gradcheck(turned, (mean, root, *(part.requires_grad_() for part in backwards)))
