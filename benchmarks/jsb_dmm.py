@@ -225,10 +225,10 @@ def table(args: argparse.Namespace, result: dict) -> str:
         f"Training on {args.device}, {args.threads} thread(s): {stages}.",
         "",
         f"Importance sampling: {args.samples} draws a sequence, median effective draws "
-        f"{test['importance_ess_median']:.1f}: its standard error means little, and it is an upper bound on "
-        f"average. So is the particle filter's, with {test['particles']} particles and the guide as proposal (five runs, standard "
-        f"deviation {test['particle_nll_sd']:.3f}), and it is tighter. The published estimate does not say its "
-        "number of draws; the bound is what compares.",
+        f"{test['importance_ess_median']:.1f}: its standard error means little, and it is an upper bound on average. "
+        f"So is the particle filter's, with {test['particles']} particles and the guide as proposal (five runs, "
+        f"standard deviation {test['particle_nll_sd']:.3f}), and it is tighter. The published estimate does not say "
+        "its number of draws; the bound is what compares.",
         "",
         f"Settings and curves: `{args.name}.json`.",
     ]

@@ -11,8 +11,9 @@ from torch.distributions import constraints
 
 from pyro_ssm.components import Affine
 from pyro_ssm.distributions.linear_gaussian_path import LinearGaussianPath, PathMarginals, check_parts, steps_of
-from pyro_ssm.ops.kalman import FilterSteps, kalman_filter_reference, matvec
+from pyro_ssm.ops.kalman import FilterSteps, matvec
 from pyro_ssm.ops.kalman_backward import backward_conditionals, kalman_smoother_reference
+from pyro_ssm.ops.kalman_filter import kalman_filter
 
 __all__ = ["LinearGaussianSSM"]
 
@@ -116,7 +117,7 @@ class LinearGaussianSSM(TorchDistribution):
             )
         mask = torch.ones_like(value, dtype=torch.bool) if self.mask_observed is None else self.mask_observed
         path = self.path
-        return kalman_filter_reference(
+        return kalman_filter(
             value,
             mask.expand(torch.broadcast_shapes(mask.shape, self.event_shape)),
             path.initial_mean,
