@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.gaussian.diffuse import Filtering, conditionals, run_filter
 from pyro_ssm.infer.gaussian.results import DiffuseFiltered, KalmanFiltered, KalmanSmoothed
-from pyro_ssm.infer.gaussian.system import System, linear_gaussian_system, require_density
+from pyro_ssm.infer.gaussian.system import System, linear_gaussian_system, require_density, require_finite
 from pyro_ssm.ops.kalman import FilterSteps, matvec
 from pyro_ssm.ops.kalman_backward import backward_sample_reference, kalman_smoother_reference
 from pyro_ssm.ops.kalman_filter import kalman_filter as filter_steps
@@ -211,7 +211,11 @@ def _run(system: System, method: str, caller: str) -> Filtering:
     filter: Callable[[System], FilterSteps] = _filter_parallel if method == "parallel" else _filter
     if method == "auto" and _scans(system, method):
         filter = _filter_by_device
-    filtering = run_filter(system, filter)
+    try:
+        filtering = run_filter(system, filter)
+    except torch.linalg.LinAlgError:
+        require_finite(system, caller)  # says more than that a step is singular
+        raise
     first = 0 if filtering.phase is None else filtering.phase.log_likelihood.shape[-1]
     require_density(filtering.steps, system, caller, first)
     return filtering

@@ -24,6 +24,7 @@ __all__ = [
     "no_pivot",
     "over_time",
     "require_density",
+    "require_finite",
     "require_linear_gaussian",
 ]
 
@@ -219,6 +220,22 @@ def check_affine(name: str, law: Affine, columns: int, rows: int | None = None) 
             raise ValueError(f"`{field}` of the {name} has shape {tuple(part.shape)}, but (..., {wanted}) is wanted")
 
 
+def require_finite(system: System, caller: str) -> None:
+    """Raise a ``LinAlgError`` that names the part of the system that is not finite, if one is.
+
+    >>> from pyro_ssm.infer.gaussian.system import require_finite
+    >>> require_finite.__name__
+    'require_finite'
+    """
+    fields = ("matrix", "offset", "scale_tril")
+    named = {"`mean` of the initial law": system.mean, "`scale_tril` of the initial law": system.scale_tril}
+    for name, law in (("transition", system.transition), ("emission", system.emission)):
+        named |= {f"`{field}` of the {name}": part for field, part in zip(fields, law, strict=True)}
+    for name, part in named.items():
+        if not bool(part.isfinite().all()):
+            raise torch.linalg.LinAlgError(f"{caller}: {name} is not finite: a singular or overflowing parameter")
+
+
 def require_density(steps: FilterSteps, system: System, caller: str, first: int = 0) -> None:
     """Raise unless every observed vector has a density given those before it, and a finite one.
 
@@ -238,13 +255,7 @@ def require_density(steps: FilterSteps, system: System, caller: str, first: int 
     broken = ~steps.log_likelihood.isfinite() | _repeats(steps, system, first)
     if not bool(broken.any()):
         return
-    fields = ("matrix", "offset", "scale_tril")
-    named = {"`mean` of the initial law": system.mean, "`scale_tril` of the initial law": system.scale_tril}
-    for name, law in (("transition", system.transition), ("emission", system.emission)):
-        named |= {f"`{field}` of the {name}": part for field, part in zip(fields, law, strict=True)}
-    for name, part in named.items():
-        if not bool(part.isfinite().all()):
-            raise torch.linalg.LinAlgError(f"{caller}: {name} is not finite: a singular or overflowing parameter")
+    require_finite(system, caller)
     *series, step = broken.nonzero()[0].tolist()
     where = f" of series {series[0] if len(series) == 1 else tuple(series)}" if series else ""
     raise torch.linalg.LinAlgError(

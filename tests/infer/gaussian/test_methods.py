@@ -251,9 +251,7 @@ def test_an_observation_without_density_is_refused_by_name():
     model, data = random_model(p=2), random_data((2,), missing=0.0)
     e = model.emission
     twice = StateSpaceModel(model.initial, model.transition, Look(e.H[:1].expand(2, 3), 0 * e.d, 0 * e.W, 0 * e.R))
-    with pytest.raises(
-        torch.linalg.LinAlgError, match=r"kalman_filter: the law of what is observed at step 0 of series 0.*singular"
-    ):
+    with pytest.raises(torch.linalg.LinAlgError, match=r"kalman_filter: .* of step 0 .*singular.*no density"):
         kalman_filter(twice, data)
     with pytest.raises(torch.linalg.LinAlgError, match="online.update: .*singular"):
         run_online(twice, data)
