@@ -73,7 +73,7 @@ def parameters(name: str, n: int, p: int, series: int, own: bool) -> dict[str, n
         "L": np.broadcast_to(np.eye(n), (*lead, n, n)).copy(),
         "F": 0.95 * rotation,
         "b": 0.1 * rng.normal(size=(*lead, n)),
-        "Q": np.tril(0.3 * rng.normal(size=(*lead, n, n))) + 0.5 * np.eye(n),
+        "Q": np.tril(0.3 * rng.normal(size=(*lead, n, n)) / n**0.5, -1) + 0.5 * np.eye(n),
         "H": rng.normal(size=(*lead, p, n)) / n**0.5,
         "d": 0.1 * rng.normal(size=(*lead, p)),
         "R": np.tril(0.1 * rng.normal(size=(*lead, p, p))) + 0.5 * np.eye(p),
