@@ -39,7 +39,7 @@ def tape_size(groups: int, series: int, times: int, n: int, p: int) -> int:
 
     >>> from pyro_ssm.ops.kalman_kernel import tape_size
     >>> tape_size(1, 1, 1, 1, 1)
-    34
+    26
     """
     ld = 4 if n <= 4 else 8 if n <= 8 else (n + 7) // 8 * 8
     lanes = 1 if series == 1 else 8

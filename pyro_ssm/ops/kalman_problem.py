@@ -24,8 +24,8 @@ class Layout(NamedTuple):
     >>> import torch
     >>> from pyro_ssm.ops.kalman_problem import Layout
     >>> layout = Layout(torch.Size([2, 3]), (0,), (1,))
-    >>> layout.groups, layout.series, layout.of_group(torch.zeros(3, 4, 5), 1).shape
-    (2, 3, torch.Size([2, 3, 4, 5]))
+    >>> layout.groups, layout.series, layout.of_group(torch.zeros(2, 1, 5), 1).shape
+    (2, 3, torch.Size([2, 5]))
     """
 
     lead: torch.Size

@@ -127,8 +127,8 @@ def at_time(x: Tensor, t: int) -> Tensor:
     return x[:, min(t, x.shape[1] - 1)]
 
 
-def predicted_roots(s: System) -> Tensor:
-    """Square roots of the predicted covariances, ``(G, steps, n, n)``, up to the time from which they stand still.
+def predicted_roots(s: System) -> tuple[Tensor, Tensor]:
+    """Square roots of P- ``(G, steps, n, n)`` and S ``(G, steps, p, p)``, up to the time from which they stand still.
 
     >>> from pyro_ssm.ops.kalman_torch import predicted_roots
     >>> predicted_roots.__name__
@@ -137,7 +137,7 @@ def predicted_roots(s: System) -> Tensor:
     groups, n, p, times = s.L.shape[0], s.L.shape[-1], s.y.shape[-1], s.y.shape[2]
     array = s.L.new_zeros(groups, n + p, p + 2 * n)
     middle = array[..., p : p + n]
-    root, roots = s.L, [s.L]
+    root, roots, innovations = s.L, [s.L], []
     last = before = None
     for t in range(times - 1):
         H, F = at_time(s.H, t), at_time(s.F, t)
@@ -146,8 +146,10 @@ def predicted_roots(s: System) -> Tensor:
             array[..., p:, p + n :] = at_time(s.Q, t)
             both = torch.cat([H, F], -2)
         middle.copy_(both @ root)
-        root = torch.linalg.qr(array.mT, mode="r")[1].mT[..., p:, p:]
+        lower = torch.linalg.qr(array.mT, mode="r")[1].mT
+        root = lower[..., p:, p:]
         roots.append(root)
+        innovations.append(lower[..., :p, :p])
         if not s.varies and t % LOOK >= LOOK - 2:
             now = root @ root.mT
             if t % LOOK == LOOK - 1:
@@ -159,7 +161,9 @@ def predicted_roots(s: System) -> Tensor:
                 if change == 0 or (ratio < 1 and LOOK * change / (1 - ratio) <= SETTLED):
                     break
             before = now
-    return torch.stack(roots, 1)
+    end = len(roots) - 1
+    innovations.append(tria(torch.cat([at_time(s.R, end), at_time(s.H, end) @ root], -1)))
+    return torch.stack(roots, 1), torch.stack(innovations, 1)
 
 
 class Gains(NamedTuple):
@@ -177,8 +181,8 @@ class Gains(NamedTuple):
     constant: Tensor  # (G, N)  the constant of the density
 
 
-def gains(s: System, root: Tensor) -> Gains:
-    """Gains from the roots of the predicted covariances.
+def gains(s: System, root: Tensor, S: Tensor) -> Gains:
+    """Gains from the roots of the predicted covariances and of those of the innovations.
 
     Raises:
         torch.linalg.LinAlgError: an innovation covariance is singular or not finite; names the step.
@@ -196,10 +200,9 @@ def gains(s: System, root: Tensor) -> Gains:
     if s.F.shape[1] > 1:  # one move fewer than times; what follows the last time is never used
         F = torch.cat([F, F[:, -1:]], 1)[:, :steps]
     HL = H @ root
-    array = torch.cat([R.expand(HL.shape[:-1] + (p,)), HL], -1)
-    S = tria(array)
-    pivot = S.diagonal(dim1=-2, dim2=-1)
-    smallest = torch.finfo(S.dtype).eps * array.shape[-1] * torch.linalg.vector_norm(array, dim=-1)
+    pivot = S.diagonal(dim1=-2, dim2=-1).abs()
+    deviation = (R.square().sum(-1) + HL.square().sum(-1)).sqrt()
+    smallest = torch.finfo(S.dtype).eps * (p + HL.shape[-1]) * deviation
     bad = ~((pivot > smallest) & (pivot < torch.inf)).all(-1)
     if bool(bad.any()):
         group, step = bad.nonzero()[0].tolist()

@@ -44,9 +44,9 @@ def forward(
     'forward'
     """
     s = system(y, mask, move, at, m, L, F, b, Q, H, d, R, times)
-    root = predicted_roots(s)
+    root, innovation = predicted_roots(s)
     steps = root.shape[1]
-    g = gains(s, root)
+    g = gains(s, root, innovation)
     mean = means(s, g)
     v = s.y - over_time(mean, s.H.mT)
     constant = (
@@ -70,10 +70,8 @@ def forward(
     if keep & ROOTS:
         _roots(s, g, out[3], out[4])
     if keep & TAPE:
-        tape = out[5]
-        tape[0] = steps
-        tape[1 : 1 + root.numel()] = root.flatten()
-        tape[1 + root.numel() : 1 + root.numel() + mean.numel()] = mean.flatten()
+        parts = torch.cat([root.new_tensor([steps]), root.flatten(), innovation.flatten(), mean.flatten()])
+        out[5][: parts.numel()] = parts
 
 
 def _roots(s: System, g: Gains, filtered_out: Tensor, predicted_out: Tensor) -> None:
@@ -129,10 +127,11 @@ def backward(
     groups, series, _, p = s.y.shape
     n = s.m.shape[-1]
     steps = int(tape[0])
-    size = groups * steps * n * n
-    root = tape[1 : 1 + size].reshape(groups, steps, n, n)
-    mean = tape[1 + size : 1 + size + groups * series * times * n].reshape(groups, series, times, n)
-    g = gains(s, root)
+    sizes = [1, groups * steps * n * n, groups * steps * p * p, groups * series * times * n]
+    root, innovation, mean = tape[: sum(sizes)].split(sizes)[1:]
+    root, innovation = root.reshape(groups, steps, n, n), innovation.reshape(groups, steps, p, p)
+    mean = mean.reshape(groups, series, times, n)
+    g = gains(s, root, innovation)
     weight = s.y.new_zeros(groups, series, times) if grad_terms is None else grad_terms
     if s.seen is not None:
         weight = torch.where(s.seen.any(-1).unsqueeze(1), weight, torch.zeros_like(weight))
