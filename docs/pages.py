@@ -37,36 +37,34 @@ def title(text: str, underline: str = "=") -> list[str]:
     return [text, underline * len(text), ""]
 
 
-def api_page(module: ModuleType) -> str:
-    """The module's own words, then every public name."""
+def home(name: str, module: ModuleType, parts: Iterable[ModuleType]) -> ModuleType | None:
+    """The first of ``parts`` that shows what ``module`` calls ``name``: a thing is described once, then linked."""
+    thing = getattr(module, name)
+    return next((p for p in parts if name in public_names(p) and getattr(p, name) is thing), None)
+
+
+def api_page(module: ModuleType, parts: Iterable[ModuleType]) -> str:
+    """The module's own words, then every public name: described here, or a link to the part that describes it."""
     lines = [*title(module.__name__), f".. automodule:: {module.__name__}", "   :no-members:", ""]
+    links = []
     for name in public_names(module):
-        thing, full = getattr(module, name), f"{module.__name__}.{name}"
-        if inspect.isclass(thing):
+        thing, full, where = getattr(module, name), f"{module.__name__}.{name}", home(name, module, parts)
+        if where is not module:
+            links.append(f"* ``{full}``" + (f": :py:obj:`{where.__name__}.{name}`" if where else ""))
+        elif inspect.isclass(thing):
             lines += [f".. autoclass:: {full}", "   :members:", "   :show-inheritance:", ""]
         else:
             lines += [f".. {'autofunction' if callable(thing) else 'autodata'}:: {full}", ""]
-    return "\n".join(lines)
-
-
-def facade_page(package: ModuleType, parts: Iterable[ModuleType]) -> str:
-    """The names at the top of the package, each with a link to the part that it comes from."""
-    parts = [part for part in parts if part is not package]
-    lines = [*title(package.__name__), f".. automodule:: {package.__name__}", "   :no-members:", ""]
-    for name in public_names(package):
-        thing = getattr(package, name)
-        home = next((p for p in parts if name in public_names(p) and getattr(p, name) is thing), None)
-        lines.append(f"* ``{package.__name__}.{name}``" + (f": :py:obj:`{home.__name__}.{name}`" if home else ""))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *links]) + "\n"
 
 
 def write_api(package: ModuleType, folder: Path) -> None:
     """Write ``index.rst`` and one page a public module."""
     modules = public_modules(package)
     folder.mkdir(parents=True, exist_ok=True)
+    parts = [module for module in modules if module is not package]
     for module in modules:
-        page = facade_page(package, modules) if module is package else api_page(module)
-        (folder / f"{module.__name__}.rst").write_text(page, encoding="utf-8")
+        (folder / f"{module.__name__}.rst").write_text(api_page(module, parts), encoding="utf-8")
     index = [*title("API reference"), ".. toctree::", "   :maxdepth: 1", ""]
     index += [f"   {module.__name__}" for module in modules]
     (folder / "index.rst").write_text("\n".join(index) + "\n", encoding="utf-8")
@@ -74,8 +72,9 @@ def write_api(package: ModuleType, folder: Path) -> None:
 
 def undocumented(package: ModuleType, documented: Iterable[str]) -> list[str]:
     """The public names of the parts that a finished documentation lacks, given the names that it has."""
-    wanted = [f"{m.__name__}.{n}" for m in public_modules(package) if m is not package for n in public_names(m)]
-    return sorted(set(wanted) - set(documented))
+    parts = [module for module in public_modules(package) if module is not package]
+    wanted = {f"{m.__name__}.{n}" for m in parts for n in public_names(m) if home(n, m, parts) is m}
+    return sorted(wanted - set(documented))
 
 
 def copy_pages(source: Path, pattern: str, folder: Path, heading: str, empty: str) -> None:

@@ -21,15 +21,27 @@ _ROUNDING = 1e-9  # of a period: times such as 0.1 * 3 are not exactly where a p
 class Aggregate:
     """How a low-frequency value is made of a signal :math:`x` that moves by shorter steps (a quarter of months).
 
-    ============= =====================================================================  ===========================
-    ``kind``      a value is                                                             for
-    ============= =====================================================================  ===========================
-    ``"sum"``     :math:`\\sum_{s \\in \\text{period}} x_s`                               flows (GDP, sales)
-    ``"mean"``    :math:`\\frac1m \\sum_{s \\in \\text{period}} x_s`                       averages (an index, a rate)
-    ``"last"``    :math:`x_k`                                                            stocks at the period's end
-    ``"growth"``  :math:`\\sum_j w_j x_{k-j}`, :math:`w = (1, \\dots, m, \\dots, 1) / m`     growth of a flow
-    ``"weights"`` :math:`\\sum_j w_j x_{k-j}` with your ``weights``                        anything else
-    ============= =====================================================================  ===========================
+    .. list-table::
+       :header-rows: 1
+
+       * - ``kind``
+         - a value is
+         - for
+       * - ``"sum"``
+         - :math:`\\sum_{s \\in \\text{period}} x_s`
+         - flows (GDP, sales)
+       * - ``"mean"``
+         - :math:`\\frac1m \\sum_{s \\in \\text{period}} x_s`
+         - averages (an index, a rate)
+       * - ``"last"``
+         - :math:`x_k`
+         - stocks at the period's end
+       * - ``"growth"``
+         - :math:`\\sum_j w_j x_{k-j}`, :math:`w = (1, \\dots, m, \\dots, 1) / m`
+         - growth of a flow
+       * - ``"weights"``
+         - :math:`\\sum_j w_j x_{k-j}` with your ``weights``
+         - anything else
 
     With m = 3 the growth weights are 1/3, 2/3, 1, 2/3, 1/3 for x the growth a step (Mariano and Murasawa 2003). A
     value is dated at the *last* step of its period, and is missing (masked) at the others. Sums and means carry one
