@@ -1,8 +1,14 @@
 """Operators on plain tensors: no Pyro, no models; each fast one stands beside a reference in a few plain lines."""
 
 from pyro_ssm.ops.associative_scan import affine_scan, associative_scan
+from pyro_ssm.ops.causal_conv1d import causal_conv1d, causal_conv1d_reference
 from pyro_ssm.ops.combiner_path import combiner_path, combiner_path_reference
 from pyro_ssm.ops.composite import composite_backward
+from pyro_ssm.ops.dense_lti import dense_lti, dense_lti_reference
+from pyro_ssm.ops.diag_lti import diag_lti, diag_lti_reference
+from pyro_ssm.ops.discretise import discretise
+from pyro_ssm.ops.dplr import cauchy, dplr_kernel, dplr_scan, dplr_scan_reference
+from pyro_ssm.ops.hippo import NormalPlusLowRank, hippo, hippo_low_rank
 from pyro_ssm.ops.info import OpsInfo, info
 from pyro_ssm.ops.kalman import (
     backward_conditionals,
@@ -14,21 +20,40 @@ from pyro_ssm.ops.kalman_parallel import backward_sample_parallel, kalman_filter
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
+from pyro_ssm.ops.scan2x2 import scan2x2, scan2x2_reference
+from pyro_ssm.ops.selective_scan import selective_scan, selective_scan_reference
+from pyro_ssm.ops.ssd import ssd, ssd_reference
+from pyro_ssm.ops.ssm_kernel import fft_conv, ssm_kernel, ssm_kernel_reference
 
 __all__ = [
+    "NormalPlusLowRank",
     "OpsInfo",
     "affine_scan",
     "associative_scan",
     "backward_conditionals",
     "backward_sample_parallel",
     "backward_sample_reference",
+    "cauchy",
+    "causal_conv1d",
+    "causal_conv1d_reference",
     "combiner_path",
     "combiner_path_reference",
     "composite_backward",
+    "dense_lti",
+    "dense_lti_reference",
+    "diag_lti",
+    "diag_lti_reference",
+    "discretise",
+    "dplr_kernel",
+    "dplr_scan",
+    "dplr_scan_reference",
     "elman_scan",
     "elman_scan_reference",
+    "fft_conv",
     "gru_scan",
     "gru_scan_reference",
+    "hippo",
+    "hippo_low_rank",
     "info",
     "kalman_filter_parallel",
     "kalman_filter_reference",
@@ -36,5 +61,13 @@ __all__ = [
     "kalman_smoother_reference",
     "linear_scan",
     "linear_scan_reference",
+    "scan2x2",
+    "scan2x2_reference",
+    "selective_scan",
+    "selective_scan_reference",
+    "ssd",
+    "ssd_reference",
+    "ssm_kernel",
+    "ssm_kernel_reference",
     "tria",
 ]
