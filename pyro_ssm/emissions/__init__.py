@@ -6,6 +6,7 @@ from pyro_ssm.emissions.continuous import Normal, StudentT
 from pyro_ssm.emissions.count import NegativeBinomial, Poisson
 from pyro_ssm.emissions.linear import LinearNormal
 from pyro_ssm.emissions.noise import KnownNoise, NoiseFunction, StandardErrors
+from pyro_ssm.emissions.structured import Structured
 
 __all__ = [
     "Bernoulli",
@@ -17,5 +18,6 @@ __all__ = [
     "Normal",
     "Poisson",
     "StandardErrors",
+    "Structured",
     "StudentT",
 ]

@@ -124,7 +124,8 @@ class _Recomputed(torch.autograd.Function):
                     args[i] = x
                 return ctx.chunk(state, *args)
 
-            outputs, pull = torch.func.vjp(run, states[k], *(pieces[i] for i in chosen))
+            again: Any = torch.func.vjp(run, states[k], *(pieces[i] for i in chosen))
+            outputs, pull = again
             grad_outputs = grads[0].narrow(-2, start, outputs[0].shape[-2])
             grad_state, *found = pull((grad_outputs, grad_state))
             for i, grad in zip(chosen, found, strict=True):
