@@ -19,8 +19,8 @@ __all__ = ["DSS", "S4D", "diagonal_initial"]
 def diagonal_initial(init: str, state_size: int) -> tuple[Tensor, Tensor]:
     """First eigenvalues and input weights of a diagonal system, one of each pair: ``(N / 2,)`` complex128.
 
-    "lin": :math:`-\\tfrac12 + i \\pi n`; "inv": :math:`-\\tfrac12 + i \\tfrac N\\pi (\\tfrac{N}{2n+1} - 1)`; "legs": the
-    normal part of HiPPO-LegS.
+    "lin": :math:`-\\tfrac12 + i \\pi n`; "inv": :math:`-\\tfrac12 + i \\tfrac N\\pi (\\tfrac{N}{2n+1} - 1)`; "legs":
+    the normal part of HiPPO-LegS.
 
     Source: A. Gu, A. Gupta, K. Goel, C. Re (2022), On the parameterization and initialization of diagonal state space
     models, section 4.
@@ -120,8 +120,8 @@ class DSS(S4D):
         K_l = 2 \\operatorname{Re} \\sum_n w_n \\frac{e^{\\lambda_n \\Delta} - 1}{\\lambda_n} e^{\\lambda_n \\Delta l}
         \\qquad \\text{(exp)}.
 
-    The second is S4D with zero-order hold. The first divides by a sum over a horizon R, which is a property of the block
-    here (the paper takes the length of each sequence): so the block keeps a recurrence, and pieces are the whole.
+    The second is S4D with zero-order hold. The first divides by a sum over a horizon R, which is a property of the
+    block here (the paper takes the length of each sequence): so the block keeps a recurrence, and pieces are the whole.
 
     Args:
         features: channels.

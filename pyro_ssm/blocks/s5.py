@@ -52,8 +52,8 @@ class S5(_Mixed):
         \\dot h = \\operatorname{diag}(\\lambda) h + B u, \\qquad y = 2 \\operatorname{Re} C h + D u,
 
     with :math:`\\lambda = -e^{\\text{log\\_decay}} + i\\,\\text{frequency}`, discretised with
-    :math:`\\Delta_t = e^{\\text{log\\_step}} dt_t` (one step a state), exactly at each step: irregular gaps cost nothing
-    more. Always stable.
+    :math:`\\Delta_t = e^{\\text{log\\_step}} dt_t` (one step a state), exactly at each step: irregular gaps cost
+    nothing more. Always stable.
 
     Args:
         features: channels.
