@@ -29,8 +29,8 @@ class LinOSS(StructuredBlock):
 
     where "im" (implicit) takes :math:`s = t`: it dissipates and is stable for every step, irregular ones too; "imex"
     (implicit-explicit) takes :math:`s = t - 1`: it is symplectic, and stable as long as :math:`\\Delta_t^2 A \\le 4`,
-    which the first values keep for gaps up to 2. An oscillator whose stiffness has come to 0 is a free particle: it does
-    not blow up by itself, and integrates its input twice.
+    which the first values keep for gaps up to 2. An oscillator whose stiffness has come to 0 is a free particle: it
+    does not blow up by itself, and integrates its input twice.
 
     Args:
         features: channels.

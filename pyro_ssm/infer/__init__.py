@@ -17,6 +17,7 @@ from pyro_ssm.infer.gaussian import (
 from pyro_ssm.infer.importance import ImportanceEstimate, LowerBound, evidence_lower_bound, importance_log_likelihood
 from pyro_ssm.infer.local_parameters import local_parameters
 from pyro_ssm.infer.marginal import Marginal, MarginalLaw
+from pyro_ssm.infer.parameter_groups import ParameterGroups, parameter_groups
 from pyro_ssm.infer.prior import sample_prior
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "LowerBound",
     "Marginal",
     "MarginalLaw",
+    "ParameterGroups",
     "evaluating",
     "evidence_lower_bound",
     "fit",
@@ -41,6 +43,7 @@ __all__ = [
     "kl_annealing",
     "linear_annealing",
     "local_parameters",
+    "parameter_groups",
     "sample_posterior",
     "sample_prior",
     "warmup_cosine",

@@ -16,6 +16,7 @@ Chunk = Callable[..., tuple[Tensor, Tensor]]
 
 _CHUNK_ELEMENTS = 2**18  # of the largest tensor inside a chunk: about the second-level cache
 _SHORTEST_CHUNK = 16
+_KEPT_ELEMENTS = 2**14  # up to here states are kept: to compute them again costs more than they take
 
 
 def chunk_size(steps: int, lanes: int) -> int:
@@ -56,6 +57,9 @@ def recomputed_scan(
     tensor([1., 2., 3., 4.])
     """
     every = [initial, *tensors]
+    steps = next(x.shape[dim] for x, dim in zip(tensors, times, strict=True) if dim is not None)
+    if steps * initial.numel() <= _KEPT_ELEMENTS:
+        return chunk(initial, *tensors)
     wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in every)
     if any(forward_ad.unpack_dual(x).tangent is not None for x in every):
         return chunk(initial, *tensors)

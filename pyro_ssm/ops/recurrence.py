@@ -100,6 +100,8 @@ def recur(kind: Any, a: Tensor, b: Tensor, initial: Tensor, reverse: bool) -> Te
     """
     if b.shape[kind.time] == 0:
         return b.clone()
+    if b.shape[kind.time] == 1:
+        return kind.apply(a, initial.unsqueeze(kind.time)) + b
     return Recurrence.apply(a, b, initial, kind, reverse)
 
 

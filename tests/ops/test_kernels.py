@@ -1,5 +1,7 @@
 """HiPPO matrices, kernels of diagonal, low-rank and dense systems, and short convolutions."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,14 @@ from pyro_ssm.ops import (
 )
 from pyro_ssm.ops.dplr import dplr_matrices
 from tests.ops.test_structured_scans import assert_same, bank, gradients, rand
+
+
+@pytest.fixture(params=["kept", "recomputed"])
+def states(request, monkeypatch):
+    if request.param == "recomputed":
+        monkeypatch.setattr(import_module("pyro_ssm.ops.recompute"), "_KEPT_ELEMENTS", 0)
+        monkeypatch.setattr(import_module("pyro_ssm.ops.recompute"), "_CHUNK_ELEMENTS", 1)
+
 
 MEASURES = ["legs", "legt", "lagt", "fourier"]
 
@@ -154,7 +164,7 @@ def test_a_kernel_of_many_turns_is_right_in_float32():
 
 @pytest.mark.parametrize("length", [1, 2, 5, 16, 33])
 @pytest.mark.parametrize("rank", [1, 2])
-def test_s4_kernel_is_the_dense_recurrence(length, rank):
+def test_s4_kernel_is_the_dense_recurrence(length, rank, states):
     args = low_rank(r=rank)
     parts = {k: args[k].requires_grad_() for k in ("eigenvalues", "P", "B", "C")}
     step = args["step"][0, 0].requires_grad_()
@@ -173,7 +183,7 @@ def test_s4_kernel_is_the_dense_recurrence(length, rank):
 
 @pytest.mark.parametrize("L", [1, 2, 9, 40])
 @pytest.mark.parametrize("rank", [1, 2])
-def test_s4_recurrence_is_the_dense_one(L, rank):
+def test_s4_recurrence_is_the_dense_one(L, rank, states):
     args = {k: x.requires_grad_() for k, x in low_rank(L, r=rank).items()}
     for reset in (None, torch.rand(2, L) < 0.3):
         found, wanted = (f(**args, reset=reset) for f in (dplr_scan, dplr_scan_reference))
@@ -182,14 +192,14 @@ def test_s4_recurrence_is_the_dense_one(L, rank):
             torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
 
 
-def test_derivatives_of_s4():
+def test_derivatives_of_s4(states):
     args = low_rank(L=2, D=1, N=2, lead=())
     names, values = list(args), [x.requires_grad_() for x in args.values()]
     assert gradcheck(lambda *x: dplr_scan(**dict(zip(names, x, strict=True))), values)
     assert gradgradcheck(lambda *x: dplr_scan(**dict(zip(names, x, strict=True))), values)
 
 
-def test_cauchy_sums():
+def test_cauchy_sums(states):
     v, poles, nodes = (rand(2, n, dtype=torch.complex128).requires_grad_() for n in (5, 5, 7))
     wanted = (v.unsqueeze(-2) / (nodes.unsqueeze(-1) - poles.unsqueeze(-2))).sum(-1)
     assert_same(cauchy(v, nodes, poles), wanted)

@@ -19,6 +19,22 @@ from pyro_ssm.ops import (
     ssd_reference,
 )
 
+
+@pytest.fixture(params=["kept", "recomputed"], autouse=True)
+def states(request, monkeypatch):
+    """Small problems keep their states, large ones compute them again: each test sees both ways."""
+    if request.param == "recomputed":
+        if not uses_recomputation(request):
+            pytest.skip("keeps no states of its own")
+        monkeypatch.setattr(import_module("pyro_ssm.ops.recompute"), "_KEPT_ELEMENTS", 0)
+
+
+def uses_recomputation(request):
+    name = getattr(request.node, "callspec", None)
+    name = "" if name is None else str(name.params.get("name", ""))
+    return name.startswith(("selective", "diag")) or "selective_scan" in request.node.name
+
+
 LENGTHS = [1, 2, 7, 64, 131]
 
 
