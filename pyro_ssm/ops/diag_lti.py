@@ -11,7 +11,7 @@ from pyro_ssm.ops.ssm_kernel import discretise_exactly, fft_conv, powers, readou
 
 __all__ = ["diag_lti", "diag_lti_reference"]
 
-_CONVOLUTION_FROM = 8  # steps; measured on CPU, forward and backward
+_CONVOLUTION_FROM = 4  # steps; measured on CPU, forward and backward
 
 
 def diag_lti_reference(

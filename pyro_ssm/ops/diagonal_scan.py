@@ -85,7 +85,8 @@ def diagonal_scan(
             a = a * keep[..., None, None]
         b = (w * u.unsqueeze(-1)) * B
         h = linear_scan(a.flatten(-2), b.flatten(-2), state.flatten(-2)).unflatten(-1, state.shape[-2:])
-        y = (h * C).sum(-1)
+        # one C for all channels is a matrix product
+        y = (h @ C.mT).squeeze(-1) if C.shape[-2] == 1 else (h * C).sum(-1)
         return y.real if y.is_complex() else y, h[..., -1, :, :]
 
     return recomputed_scan(chunk, initial, tensors, times, chunk_size(steps, initial.numel()))

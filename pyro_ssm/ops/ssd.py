@@ -11,7 +11,8 @@ from pyro_ssm.ops.linear_scan import linear_scan
 
 __all__ = ["ssd", "ssd_reference"]
 
-_CHUNK = 64
+_CHUNK = {"cpu": 16}  # steps, measured; elsewhere:
+_LONG_CHUNK = 64
 
 
 def ssd_reference(
@@ -114,7 +115,7 @@ def ssd(
         *([] if initial is None else [initial.shape[:-3]]),
     )
     steps, heads, width = x.shape[-3:]
-    size = min(_CHUNK, max(steps, 1))
+    size = min(_CHUNK.get(x.device.type, _LONG_CHUNK), max(steps, 1))
     extra = -steps % size
     direct = None if D is None else x * D.unsqueeze(-1)
     B, C = (m.repeat_interleave(heads // m.shape[-2], -2) for m in (B, C))

@@ -92,14 +92,13 @@ def test_a_refined_grid_changes_nothing_at_observation_times():
     torch.testing.assert_close(log_prob_of_observations(bound, fine, z), log_prob_of_observations(bound, data, at))
 
 
-@pytest.mark.parametrize("block", ["S4D", "Mamba"])
-@pytest.mark.parametrize("cell", ["gru", blocks.S5, blocks.Mamba])
+@pytest.mark.parametrize(("block", "cell"), [("S4D", "gru"), ("Mamba", blocks.S5), ("LinOSS", blocks.Mamba)])
 def test_svi_trains_the_block_and_forecasts_go_on(block, cell):
     one, data = model(block), series(missing=True, lengths=[6, 5, 3])
     guide = Structured(one, 4, cell=cell)
     before = {name: p.detach().clone() for name, p in one.named_parameters()}
-    fitted = fit(one, guide, data, lr=2e-2, num_steps=40, progress=False)
-    assert fitted.losses[-8:].mean() < fitted.losses[:8].mean()
+    fitted = fit(one, guide, data, lr=2e-2, num_steps=25, progress=False)
+    assert fitted.losses[-5:].mean() < fitted.losses[:5].mean()
     assert all(not torch.equal(p, before[name]) for name, p in one.named_parameters())
     ahead = data.times.max() + torch.tensor([0.5, 1.0, 4.0])
     drawn = forecast(one, guide, data, ahead, num_samples=5)
@@ -138,8 +137,8 @@ def test_deterministic_memory_in_transitions(block):
         MemoryNormalInitial(2, net), MemoryNormal(2, net), emissions.Normal(2, 2, 4, memory_dim=4), memory
     )
     data = series(batch=(6,), missing=True)
-    fitted = fit(one, Structured(one, 4, "past"), data, lr=2e-2, num_steps=40, progress=False)
-    assert fitted.losses[-8:].mean() < fitted.losses[:8].mean()
+    fitted = fit(one, Structured(one, 4, "past"), data, lr=2e-2, num_steps=25, progress=False)
+    assert fitted.losses[-5:].mean() < fitted.losses[:5].mean()
     trace = poutine.trace(one).get_trace(data.without_values())
     given = data.without_values().replace(values=trace.nodes["y"]["value"].detach())
     again = poutine.trace(poutine.condition(one, data={"z": trace.nodes["z"]["value"].detach()})).get_trace(given)
