@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from pyro_ssm.blocks._checks import check_size
 from pyro_ssm.blocks.linear import Linear
 from pyro_ssm.blocks.s4d import S4D
-from pyro_ssm.blocks.structured import StructuredBlock
+from pyro_ssm.blocks.structured import StructuredBlock, gap_of
 from pyro_ssm.ops import causal_conv1d, discretise, linear_scan
-from pyro_ssm.ops.recompute import chunk_size, recomputed_scan
+from pyro_ssm.ops.recompute import recomputed_scan
 
 __all__ = ["H3", "LiquidS4"]
 
@@ -126,8 +126,7 @@ class LiquidS4(S4D):
     def _run(
         self, u: Tensor, state: Any, dt: Tensor | None, mask: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Any]:
-        gap = mask.to(u.dtype) if dt is None and mask is not None else dt
-        y, state = self._system(u, gap, state, reset)
+        y, state = self._system(u, gap_of(u, dt, mask), state, reset)
         return y + u * self.direct, state
 
     def _system(
@@ -156,4 +155,4 @@ class LiquidS4(S4D):
             return 2 * (C * h_all).sum(-1).real, h_all[..., -1, :, :]
 
         tensors, times = [u, step, keep, A, B, C], [-2, -2, -1, None, None, None]
-        return recomputed_scan(chunk, first, tensors, times, chunk_size(u.shape[-2], first.numel()))
+        return recomputed_scan(chunk, first, tensors, times, first.numel())

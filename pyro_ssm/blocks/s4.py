@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_ssm.blocks.structured import BANK_DIMS, Bank, complex_of
 from pyro_ssm.ops import NormalPlusLowRank, dense_lti, dplr_kernel, dplr_scan, hippo
 from pyro_ssm.ops.dplr import both, dplr_matrices
-from pyro_ssm.ops.recompute import chunk_size, recomputed_scan
+from pyro_ssm.ops.recompute import recomputed_scan
 
 __all__ = ["LSSL", "S4"]
 
@@ -101,14 +101,9 @@ class S4(Bank):
             A_bar, B_bar = (m.to(B.dtype) for m in dplr_matrices(eigenvalues, P, B, step))
             initial = None if state is None else both(state)
             y, final = dense_lti(u, A_bar, B_bar, both(C), initial, kernel=kernel)
-            return y, final[..., : state_half(final)]
+            return y, final[..., : final.shape[-1] // 2]
         state = self.start(()) if state is None else state
         return dplr_scan(u, step.expand(step.shape[:-2] + u.shape[-2:]), eigenvalues, P, B, C, state, reset)
-
-
-def state_half(final: Tensor) -> int:
-    """How many of the states are the first of their pair."""
-    return final.shape[-1] // 2
 
 
 class LSSL(Bank):
@@ -191,4 +186,4 @@ class LSSL(Bank):
             return torch.stack(outputs, -2), h
 
         tensors, times = [u, step, keep, A, B, C], [-2, -2, -1, None, None, None]
-        return recomputed_scan(chunk, first, tensors, times, chunk_size(u.shape[-2], first.numel()))
+        return recomputed_scan(chunk, first, tensors, times, first.numel())

@@ -104,7 +104,7 @@ def dense_lti(
     if rest:
         starts.append(h)
         last = (u[..., steps - rest :, :].mT.unsqueeze(-2).to(B.dtype) @ drives[..., :rest, :].flip(-2)).squeeze(-2)
-        final = (_power(A, rest) @ h.unsqueeze(-1)).squeeze(-1) + last
+        final = (torch.linalg.matrix_power(A, rest) @ h.unsqueeze(-1)).squeeze(-1) + last
     if kernel is None:
         rows, _ = krylov(A.mT, C, size + 1)  # C A^r
         within = (rows[..., :size, :] * B.unsqueeze(-2)).sum(-1).real  # (..., D, size)
@@ -119,7 +119,3 @@ def dense_lti(
         leaps, _ = krylov(leap, own, -(-wanted // size))  # A^(q size) h, (..., D, blocks, N)
         y = y + (leaps @ rows[..., 1:, :].mT).real.flatten(-2).mT[..., :steps, :]
     return y, final
-
-
-def _power(matrix: Tensor, exponent: int) -> Tensor:
-    return torch.linalg.matrix_power(matrix, exponent)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_ssm.ops.discretise import discretise
 from pyro_ssm.ops.linear_scan import linear_scan
-from pyro_ssm.ops.recompute import chunk_size, recomputed_scan
+from pyro_ssm.ops.recompute import recomputed_scan
 
 __all__ = ["check_steps", "diagonal_scan", "diagonal_scan_reference"]
 
@@ -89,7 +89,7 @@ def diagonal_scan(
         y = (h @ C.mT).squeeze(-1) if C.shape[-2] == 1 else (h * C).sum(-1)
         return y.real if y.is_complex() else y, h[..., -1, :, :]
 
-    return recomputed_scan(chunk, initial, tensors, times, chunk_size(steps, initial.numel()))
+    return recomputed_scan(chunk, initial, tensors, times, initial.numel())
 
 
 def check_steps(name: str, u: Tensor, **of_steps: Tensor | None) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops.dense_lti import krylov, power_of_two
-from pyro_ssm.ops.recompute import chunk_size, recomputed_scan
+from pyro_ssm.ops.recompute import recomputed_scan
 
 __all__ = ["cauchy", "dplr_kernel", "dplr_matrices", "dplr_scan", "dplr_scan_reference"]
 
@@ -29,16 +29,20 @@ def cauchy(v: Tensor, nodes: Tensor, poles: Tensor) -> Tensor:
     >>> cauchy(torch.ones(2) + 0j, torch.tensor([1.0 + 0j]), torch.tensor([0.0 + 0j, -1.0])).real
     tensor([1.5000])
     """
-    lead = torch.broadcast_shapes(v.shape[:-1], nodes.shape[:-1], poles.shape[:-1])
-    lanes = v.new_zeros(lead + v.shape[-1:]).numel()
+    plus = torch.ones_like(nodes[(0,) * (nodes.dim() - 1)])
+    return _cauchy_rows(v.unsqueeze(-2), nodes.unsqueeze(-2), poles.unsqueeze(-2), plus).squeeze(-2)
 
-    def piece(state: Tensor, nodes: Tensor, v: Tensor, poles: Tensor) -> tuple[Tensor, Tensor]:
-        inverse = (nodes - poles.unsqueeze(-2)).reciprocal()  # (..., l, N)
-        return inverse @ v.unsqueeze(-1), state
 
-    nothing = v.new_zeros(())
-    size = chunk_size(nodes.shape[-1], lanes)
-    return recomputed_scan(piece, nothing, [nodes.unsqueeze(-1), v, poles], [-2, None, None], size)[0].squeeze(-1)
+def _cauchy_rows(v: Tensor, nodes: Tensor, poles: Tensor, plus: Tensor) -> Tensor:
+    """Sums of ``v / (nodes - plus * poles)`` for several rows of v: ``(..., rows, L)``."""
+    shape = torch.broadcast_shapes(v.shape[:-2], nodes.shape[:-2], poles.shape[:-2])
+
+    def piece(state: Tensor, nodes: Tensor, plus: Tensor, v: Tensor, poles: Tensor) -> tuple[Tensor, Tensor]:
+        inverse = (nodes - plus * poles).reciprocal()  # (..., l, N)
+        return inverse @ v.mT, state
+
+    tensors, times = [nodes.mT, plus.unsqueeze(-1), v, poles], [-2, -2, None, None]
+    return recomputed_scan(piece, v.new_zeros(()), tensors, times, shape.numel() * v.shape[-1])[0].mT
 
 
 def dplr_matrices(eigenvalues: Tensor, P: Tensor, B: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,28 +115,13 @@ def dplr_kernel(eigenvalues: Tensor, P: Tensor, B: Tensor, C: Tensor, step: Tens
     rows = torch.cat([C_cut.unsqueeze(-1), P.conj()], -1)  # (..., D, 2 N, 1 + r)
     columns = torch.cat([B.unsqueeze(-1), P], -1)
     products = (rows.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(-2).mT  # (..., D, (1 + r)^2, 2 N)
-    sums = _scaled_cauchy(products, nodes.unsqueeze(-2), poles.unsqueeze(-2), plus)  # (..., D, (1 + r)^2, L)
+    sums = _cauchy_rows(products, nodes.unsqueeze(-2), poles.unsqueeze(-2), plus)  # (..., D, (1 + r)^2, L)
     sums = sums.mT.unflatten(-1, (1 + rank, 1 + rank))  # (..., D, L, 1 + r, 1 + r)
     cb, cp, pb, pp = sums[..., :1, :1], sums[..., :1, 1:], sums[..., 1:, :1], sums[..., 1:, 1:]
     eye = torch.eye(rank, dtype=sums.dtype, device=sums.device)
     inner = torch.linalg.solve(eye + plus[..., None, None] * pp, pb)
     generating = 2 * (cb - plus[..., None, None] * (cp @ inner))[..., 0, 0]  # (..., D, L)
     return torch.fft.ifft(generating, dim=-1).real.mT
-
-
-def _scaled_cauchy(v: Tensor, nodes: Tensor, poles: Tensor, plus: Tensor) -> Tensor:
-    """Sums of ``v / (nodes - plus * poles)``, ``(..., (1 + r)^2, L)``."""
-    shape = torch.broadcast_shapes(v.shape[:-2], nodes.shape[:-2], poles.shape[:-2])
-    size = chunk_size(nodes.shape[-1], v.new_zeros(shape + v.shape[-1:]).numel())
-
-    def piece(state: Tensor, nodes: Tensor, plus: Tensor, v: Tensor, poles: Tensor) -> tuple[Tensor, Tensor]:
-        inverse = (nodes - plus * poles).reciprocal()  # (..., l, 2 N)
-        return inverse @ v.mT, state
-
-    found = recomputed_scan(
-        piece, v.new_zeros(()), [nodes.mT, plus.unsqueeze(-1), v, poles], [-2, -2, None, None], size
-    )
-    return found[0].mT
 
 
 def _row_times_power(row: Tensor, matrix: Tensor, exponent: int) -> Tensor:
@@ -249,7 +238,7 @@ def dplr_scan(
         return 2 * (C * torch.stack(states, -3)).sum(-1).real, h
 
     tensors, times = [u, step, keep, eigenvalues, P, B, C], [-2, -2, -1, None, None, None, None]
-    return recomputed_scan(chunk, initial, tensors, times, chunk_size(u.shape[-2], initial.numel()))
+    return recomputed_scan(chunk, initial, tensors, times, initial.numel())
 
 
 def _real_inner(P: Tensor, h: Tensor) -> Tensor:

@@ -30,9 +30,9 @@ def chunk_size(steps: int, lanes: int) -> int:
 
 
 def recomputed_scan(
-    chunk: Chunk, initial: Tensor, tensors: Sequence[Tensor], times: Sequence[int | None], size: int
+    chunk: Chunk, initial: Tensor, tensors: Sequence[Tensor], times: Sequence[int | None], lanes: int
 ) -> tuple[Tensor, Tensor]:
-    """Run ``chunk`` over pieces of ``size`` steps; only the states between the pieces are kept for the backward pass.
+    """Run ``chunk`` over pieces; only the states between the pieces are kept for the backward pass.
 
     The backward pass runs each piece again, from the last to the first. Differentiated twice (``create_graph``), it
     treats the whole as one piece, so that second derivatives are exact; where forward-mode derivatives are asked for,
@@ -43,7 +43,7 @@ def recomputed_scan(
         initial: the state before the first step, of the shape of all states.
         tensors: arguments of ``chunk``.
         times: for each of them, which (negative) dim is time; None for one that all steps share.
-        size: steps a piece.
+        lanes: elements of the largest tensor inside ``chunk``, for one step; it decides how long pieces are.
 
     Returns:
         Outputs ``(..., time, features)`` and the final state.
@@ -53,13 +53,14 @@ def recomputed_scan(
     >>> def total(state, x):
     ...     sums = state.unsqueeze(-2) + x.cumsum(-2)
     ...     return sums, sums[..., -1, :]
-    >>> recomputed_scan(total, torch.zeros(1), [torch.ones(4, 1)], [-2], 2)[0].squeeze(-1)
+    >>> recomputed_scan(total, torch.zeros(1), [torch.ones(4, 1)], [-2], 1)[0].squeeze(-1)
     tensor([1., 2., 3., 4.])
     """
     every = [initial, *tensors]
     steps = next(x.shape[dim] for x, dim in zip(tensors, times, strict=True) if dim is not None)
-    if steps * initial.numel() <= _KEPT_ELEMENTS:
+    if steps * lanes <= _KEPT_ELEMENTS:
         return chunk(initial, *tensors)
+    size = chunk_size(steps, lanes)
     wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in every)
     if any(forward_ad.unpack_dual(x).tangent is not None for x in every):
         return chunk(initial, *tensors)
