@@ -64,3 +64,10 @@ def dmm_synthetic9(split: str) -> tuple[TimeSeries, torch.Tensor]:
             torch.from_numpy(file[key][...]).to(torch.get_default_dtype()) for key in (split, f"{split}_z")
         )
     return TimeSeries(torch.arange(values.shape[1]), values), states
+
+
+def mnist1d() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Training (4000) and test set (1000) of Greydanus (2020): series `(n, 40, 1)` and classes `(n, 1)`."""
+    with np.load(data_folder() / "mnist1d" / "mnist1d.npz") as file:
+        parts = {name: torch.from_numpy(file[name]).unsqueeze(-1) for name in ("x", "y", "x_test", "y_test")}
+    return (parts["x"], parts["y"]), (parts["x_test"], parts["y_test"])

@@ -1,7 +1,13 @@
 """Deterministic blocks: maps between tensors that parameterise components and guides."""
 
+from pyro_ssm.blocks.bidirectional import Bidirectional
+from pyro_ssm.blocks.h3 import H3, LiquidS4
 from pyro_ssm.blocks.linear import Linear, linear
+from pyro_ssm.blocks.linoss import LinOSS
+from pyro_ssm.blocks.mamba import Mamba, Mamba2
+from pyro_ssm.blocks.memory import BlockMemory
 from pyro_ssm.blocks.mlp import MLP, activation_function, with_normal_priors
+from pyro_ssm.blocks.norm import Norm
 from pyro_ssm.blocks.parameters import (
     CholeskyAbove,
     SoftplusAbove,
@@ -11,15 +17,37 @@ from pyro_ssm.blocks.parameters import (
     vector_parameter,
 )
 from pyro_ssm.blocks.recurrent import RecurrentEncoder
+from pyro_ssm.blocks.s4 import LSSL, S4
+from pyro_ssm.blocks.s4d import DSS, S4D, diagonal_initial
+from pyro_ssm.blocks.s5 import LRU, S5
+from pyro_ssm.blocks.stack import ResidualStack
+from pyro_ssm.blocks.structured import StructuredBlock
 
 __all__ = [
+    "DSS",
+    "H3",
+    "LRU",
+    "LSSL",
     "MLP",
+    "S4",
+    "S4D",
+    "S5",
+    "Bidirectional",
+    "BlockMemory",
     "CholeskyAbove",
+    "LinOSS",
     "Linear",
+    "LiquidS4",
+    "Mamba",
+    "Mamba2",
+    "Norm",
     "RecurrentEncoder",
+    "ResidualStack",
     "SoftplusAbove",
+    "StructuredBlock",
     "activation_function",
     "cholesky_parameter",
+    "diagonal_initial",
     "linear",
     "positive_parameter",
     "softplus_above",

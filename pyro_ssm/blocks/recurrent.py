@@ -129,7 +129,7 @@ class RecurrentEncoder(PyroModule):
                 f"{tuple(features.shape)}; wanted (*batch, time, {self.in_features})"
             )
         batch, steps = features.shape[:-2], features.shape[-2]
-        valid = None if lengths is None else _valid_steps(lengths, batch, steps).reshape(-1, steps, 1)
+        valid = None if lengths is None else valid_steps(lengths, batch, steps).reshape(-1, steps, 1)
         x = features.reshape(-1, steps, self.in_features)
         if valid is not None:
             x = x.where(valid, 0.0)  # a NaN in padding would reach gradients through a product with 0
@@ -138,8 +138,8 @@ class RecurrentEncoder(PyroModule):
             return past, None
         if valid is None:
             return past, self._restored(self.future(x.flip(1)).flip(1), None, batch)
-        turned = _reversal(valid)
-        return past, self._restored(_take(self.future(_take(x, turned)), turned), valid, batch)
+        turned = reversal(valid)
+        return past, self._restored(take(self.future(take(x, turned)), turned), valid, batch)
 
     def _restored(self, outputs: Tensor, valid: Tensor | None, batch: torch.Size) -> Tensor:
         if valid is not None:
@@ -151,7 +151,7 @@ class RecurrentEncoder(PyroModule):
         return f"{self.in_features}, {self.hidden_dim}, direction={self.direction!r}, cell={self.cell!r}"
 
 
-def _valid_steps(lengths: Tensor, batch: torch.Size, steps: int) -> Tensor:
+def valid_steps(lengths: Tensor, batch: torch.Size, steps: int) -> Tensor:
     """``(*batch, time)`` bool, True before each series' end."""
     if lengths.dtype == torch.bool:
         mask, wanted = lengths, batch + (steps,)
@@ -168,7 +168,7 @@ def _valid_steps(lengths: Tensor, batch: torch.Size, steps: int) -> Tensor:
         ) from error
 
 
-def _reversal(valid: Tensor) -> Tensor:
+def reversal(valid: Tensor) -> Tensor:
     """The order that reverses each series within its length and leaves padding in place, ``(batch * time,)`` rows."""
     batch, steps, _ = valid.shape
     step = torch.arange(steps, device=valid.device)
@@ -177,6 +177,6 @@ def _reversal(valid: Tensor) -> Tensor:
     return (within + steps * torch.arange(batch, device=valid.device).unsqueeze(-1)).flatten()
 
 
-def _take(x: Tensor, rows: Tensor) -> Tensor:
+def take(x: Tensor, rows: Tensor) -> Tensor:
     """``x`` ``(batch, time, features)``, its rows in another order; whole rows are quicker than a gather of entries."""
     return x.flatten(0, 1).index_select(0, rows).reshape(x.shape)

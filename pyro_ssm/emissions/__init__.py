@@ -9,6 +9,7 @@ from pyro_ssm.emissions.function import FunctionNormal
 from pyro_ssm.emissions.linear import LinearNormal
 from pyro_ssm.emissions.noise import KnownNoise, NoiseFunction, StandardErrors
 from pyro_ssm.emissions.radial import RBFNormal
+from pyro_ssm.emissions.structured import Structured
 from pyro_ssm.emissions.switching import SwitchingLinear
 from pyro_ssm.emissions.table import ByState, CategoricalTable, NormalTable, PoissonTable, StateTable, StudentTTable
 
@@ -30,6 +31,7 @@ __all__ = [
     "RBFNormal",
     "StandardErrors",
     "StateTable",
+    "Structured",
     "StudentT",
     "StudentTTable",
     "SwitchingLinear",

@@ -12,7 +12,7 @@ from pyro_ssm.blocks import Linear
 from pyro_ssm.components import DiscreteState
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides.base import Guide
-from pyro_ssm.guides.encoder import Context, DataEncoder
+from pyro_ssm.guides.encoder import Cell, Context, DataEncoder
 from pyro_ssm.models import StateSpaceModel
 
 __all__ = ["AbstractEncodedGuide"]
@@ -30,7 +30,8 @@ class AbstractEncodedGuide(Guide):
         hidden_dim: of the encoder.
         direction: what the encoder reads: ``"past"``, ``"future"`` or ``"both"``.
         input_dim: columns of ``data.inputs`` that the encoder sees (0 for none).
-        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"`` or ``"relu"``.
+        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"``, ``"relu"``, a structured block class such as
+            ``blocks.S5``, or a ``blocks.Bidirectional`` (see ``guides.encoder.DataEncoder``).
         num_layers: of the encoder.
         dropout: between the encoder's layers.
         scale_floor: added to the scale of each step.
@@ -50,7 +51,7 @@ class AbstractEncodedGuide(Guide):
         hidden_dim: int,
         direction: str,
         input_dim: int,
-        cell: str,
+        cell: Cell,
         num_layers: int,
         dropout: float,
         scale_floor: float,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Union
 
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_ssm.binding import random_parameters
-from pyro_ssm.blocks import Linear, RecurrentEncoder
+from pyro_ssm.blocks import Bidirectional, Linear, RecurrentEncoder, StructuredBlock
 from pyro_ssm.components import gaps
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.models import StateSpaceModel
 
-__all__ = ["Context", "DataEncoder"]
+__all__ = ["Cell", "Context", "DataEncoder"]
+
+#: the name of a recurrent cell, a structured block as a function of its features, or a whole encoder
+Cell = Union[str, Callable[[int], StructuredBlock], Bidirectional]  # noqa: UP007  (an alias at run time, Python 3.10)
 
 
 class Context(NamedTuple):
@@ -46,7 +50,10 @@ class DataEncoder(PyroModule):
         hidden_dim: features of the recurrent network, and of the result.
         direction: ``"past"``, ``"future"`` or ``"both"``.
         input_dim: columns of ``data.inputs`` (0 for none).
-        cell: ``"gru"``, ``"lstm"`` or ``"rnn"``.
+        cell: ``"gru"``, ``"lstm"``, ``"rnn"`` or ``"relu"``; or a structured block as a function of its features
+            (``blocks.S5``, ``lambda size: blocks.Mamba(size, 8)``), stacked ``num_layers`` times in each direction and
+            told the true gaps; or a :class:`~pyro_ssm.blocks.Bidirectional` of ``2 * obs_dim + 1 + input_dim`` features
+            in, ``hidden_dim`` out.
         num_layers: of the recurrent network.
         dropout: between its layers.
 
@@ -65,16 +72,14 @@ class DataEncoder(PyroModule):
         hidden_dim: int,
         direction: str,
         input_dim: int = 0,
-        cell: str = "gru",
+        cell: Cell = "gru",
         num_layers: int = 1,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.input_dim = input_dim
         obs_dim = model.emission.obs_dim
-        self.recurrent = RecurrentEncoder(
-            2 * obs_dim + 1 + input_dim, hidden_dim, direction, cell=cell, num_layers=num_layers, dropout=dropout
-        )
+        self.recurrent = _network(2 * obs_dim + 1 + input_dim, hidden_dim, direction, cell, num_layers, dropout)
         self.distance = Linear(2, hidden_dim, bias=False)
         self.parameter_events = _parameter_events(model)
         numel = sum(event.numel() for event in self.parameter_events.values())
@@ -87,12 +92,17 @@ class DataEncoder(PyroModule):
         if values is None or data.mask is None:
             raise ValueError("an encoder needs observations: `data.values` is None")
         times = data.observed_times
-        features = [values, data.mask.to(values.dtype), gaps(times, values).log1p().expand(values.shape[:-1] + (1,))]
+        gap = gaps(times, values)
+        features = [values, data.mask.to(values.dtype), gap.log1p().expand(values.shape[:-1] + (1,))]
         if self.input_dim:
             features.append(self._inputs(data).to(values.dtype))
-        past, future = self.recurrent(
-            torch.cat(features, -1), None if data.lengths is None else data.observed_step_mask
-        )
+        valid = None if data.lengths is None else data.observed_step_mask
+        if isinstance(self.recurrent, Bidirectional):
+            # A regular grid of unit steps convolves; asking costs nothing where the times are on the CPU.
+            regular = times.device.type == "cpu" and bool((gap == 1).all())
+            past, future = self.recurrent(torch.cat(features, -1), valid, dt=None if regular else gap.squeeze(-1))
+        else:
+            past, future = self.recurrent(torch.cat(features, -1), valid)
         terms = []
         if past is not None:
             terms.append(past if data.observed_index is None else self._from_past(past, data))
@@ -130,6 +140,21 @@ class DataEncoder(PyroModule):
     def _away(self, distance: Tensor, like: Tensor, column: int) -> Tensor:
         away = distance.to(like.dtype).log1p().unsqueeze(-1)
         return away * self.distance.weight[..., column]
+
+
+def _network(
+    in_features: int, hidden_dim: int, direction: str, cell: Cell, num_layers: int, dropout: float
+) -> RecurrentEncoder | Bidirectional:
+    if isinstance(cell, str):
+        return RecurrentEncoder(in_features, hidden_dim, direction, cell, num_layers, dropout)
+    if not isinstance(cell, Bidirectional):
+        return Bidirectional.of(cell, in_features, hidden_dim, direction, num_layers, dropout)
+    found, wanted = (cell.in_features, cell.hidden_dim, cell.direction), (in_features, hidden_dim, direction)
+    if found != wanted:
+        raise ValueError(
+            f"`cell` is a Bidirectional of (in_features, hidden_dim, direction) = {found}; this guide needs {wanted}"
+        )
+    return cell
 
 
 def _parameter_events(model: StateSpaceModel) -> dict[str, torch.Size]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_ssm.blocks import Linear
 from pyro_ssm.distributions.markov_path import Draw
 from pyro_ssm.guides.encoded import AbstractEncodedGuide
-from pyro_ssm.guides.encoder import Context
+from pyro_ssm.guides.encoder import Cell, Context
 from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.ops import linear_scan
 
@@ -34,7 +34,8 @@ class GaussianMarkov(AbstractEncodedGuide):
         hidden_dim: of the encoder.
         direction: what the encoder reads: ``"past"``, ``"future"`` or ``"both"``.
         input_dim: columns of ``data.inputs`` that the encoder sees (0 for none).
-        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"`` or ``"relu"``.
+        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"``, ``"relu"``, a structured block class such as
+            ``blocks.S5``, or a ``blocks.Bidirectional`` (see ``guides.encoder.DataEncoder``).
         num_layers: of the encoder.
         dropout: between the encoder's layers.
         scale_floor: added to the scale of each step.
@@ -61,7 +62,7 @@ class GaussianMarkov(AbstractEncodedGuide):
         direction: str = "both",
         *,
         input_dim: int = 0,
-        cell: str = "gru",
+        cell: Cell = "gru",
         num_layers: int = 1,
         dropout: float = 0.0,
         scale_floor: float = 1e-4,

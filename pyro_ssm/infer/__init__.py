@@ -71,6 +71,7 @@ from pyro_ssm.infer.importance import ImportanceEstimate, LowerBound, evidence_l
 from pyro_ssm.infer.information import ObservedInformation, StandardErrorsResult, observed_information, standard_errors
 from pyro_ssm.infer.local_parameters import local_parameters
 from pyro_ssm.infer.marginal import Marginal, MarginalLaw
+from pyro_ssm.infer.parameter_groups import ParameterGroups, parameter_groups
 from pyro_ssm.infer.prior import sample_prior
 from pyro_ssm.infer.smc import (
     FeynmanKac,
@@ -113,6 +114,7 @@ __all__ = [
     "ObservedInformation",
     "OnlineParticleFilter",
     "OnlineState",
+    "ParameterGroups",
     "ParticleFiltered",
     "RegimeCarry",
     "RegimeEnumeration",
@@ -159,6 +161,7 @@ __all__ = [
     "local_parameters",
     "locally_optimal",
     "observed_information",
+    "parameter_groups",
     "particle_filter",
     "rao_blackwellised",
     "regime_log_probs",

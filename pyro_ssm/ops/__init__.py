@@ -3,11 +3,22 @@
 from pyro_ssm.ops import resampling
 from pyro_ssm.ops.associative_scan import affine_scan, associative_scan
 from pyro_ssm.ops.block_diagonal import block_diagonal
+from pyro_ssm.ops.causal_conv1d import causal_conv1d, causal_conv1d_reference
 from pyro_ssm.ops.combiner_path import combiner_path, combiner_path_reference
 from pyro_ssm.ops.composite import composite_backward
+from pyro_ssm.ops.dense_lti import dense_lti, dense_lti_reference
+from pyro_ssm.ops.diag_lti import diag_lti, diag_lti_reference
+from pyro_ssm.ops.discretise import discretise
+from pyro_ssm.ops.dplr import cauchy, dplr_kernel, dplr_scan, dplr_scan_reference
 from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
+from pyro_ssm.ops.hippo import NormalPlusLowRank, hippo, hippo_low_rank
 from pyro_ssm.ops.info import OpsInfo, info
-from pyro_ssm.ops.kalman import kalman_filter_reference
+from pyro_ssm.ops.kalman import (
+    backward_conditionals,
+    backward_sample_reference,
+    kalman_filter_reference,
+    kalman_smoother_reference,
+)
 from pyro_ssm.ops.kalman_backward import backward_conditionals, backward_sample_reference, kalman_smoother_reference
 from pyro_ssm.ops.kalman_filter import kalman_filter, kalman_log_likelihood
 from pyro_ssm.ops.kalman_parallel import backward_sample_parallel, kalman_filter_parallel, kalman_smoother_parallel
@@ -17,10 +28,15 @@ from pyro_ssm.ops.linear_sde import LinearStep, linear_sde_step, linear_sde_step
 from pyro_ssm.ops.quadrature import SigmaPoints, cubature_rule, gauss_hermite_rule, unscented_rule
 from pyro_ssm.ops.radial import RadialMoments, radial_basis, radial_moments
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
+from pyro_ssm.ops.scan2x2 import scan2x2, scan2x2_reference
+from pyro_ssm.ops.selective_scan import selective_scan, selective_scan_reference
+from pyro_ssm.ops.ssd import ssd, ssd_reference
+from pyro_ssm.ops.ssm_kernel import fft_conv, ssm_kernel, ssm_kernel_reference
 from pyro_ssm.ops.taper import gaspari_cohn
 
 __all__ = [
     "LinearStep",
+    "NormalPlusLowRank",
     "OpsInfo",
     "RadialMoments",
     "SigmaPoints",
@@ -30,18 +46,32 @@ __all__ = [
     "backward_sample_parallel",
     "backward_sample_reference",
     "block_diagonal",
+    "cauchy",
+    "causal_conv1d",
+    "causal_conv1d_reference",
     "combiner_path",
     "combiner_path_reference",
     "composite_backward",
     "cubature_rule",
+    "dense_lti",
+    "dense_lti_reference",
+    "diag_lti",
+    "diag_lti_reference",
+    "discretise",
+    "dplr_kernel",
+    "dplr_scan",
+    "dplr_scan_reference",
     "elman_scan",
     "elman_scan_reference",
+    "fft_conv",
     "gaspari_cohn",
     "gauss_hermite_rule",
     "gru_scan",
     "gru_scan_reference",
     "hilbert_index",
     "hilbert_order",
+    "hippo",
+    "hippo_low_rank",
     "info",
     "kalman_filter",
     "kalman_filter_parallel",
@@ -56,6 +86,14 @@ __all__ = [
     "radial_basis",
     "radial_moments",
     "resampling",
+    "scan2x2",
+    "scan2x2_reference",
+    "selective_scan",
+    "selective_scan_reference",
+    "ssd",
+    "ssd_reference",
+    "ssm_kernel",
+    "ssm_kernel_reference",
     "stationary_root",
     "tria",
     "unscented_rule",

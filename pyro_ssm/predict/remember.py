@@ -65,6 +65,8 @@ def remember(bound: StateSpaceModel, states: Tensor, data: TimeSeries) -> Rememb
 
 def _where(alive: Tensor, new: Any, old: Any, lead: int) -> Any:
     """``new`` where a series goes on, ``old`` where it has ended, leaf by leaf; ``lead`` dims are sample and batch."""
+    if new is None:
+        return None
     if isinstance(new, Tensor):
         return torch.where(alive.reshape(alive.shape + (1,) * (new.dim() - lead)), new, old)
     parts = [_where(alive, *leaves, lead) for leaves in zip(new, old, strict=True)]

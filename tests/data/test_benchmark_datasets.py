@@ -39,3 +39,10 @@ def test_unknown_names(tmp_path, monkeypatch):
     monkeypatch.setenv("PYRO_SSM_DATA", str(tmp_path / "absent"))
     with pytest.raises(FileNotFoundError, match="Set the environment variable PYRO_SSM_DATA"):
         datasets.polyphonic("jsb", "train")
+
+
+def test_mnist1d(shared_data):
+    shared_data("mnist1d/mnist1d.npz")
+    (x, y), (x_test, y_test) = datasets.mnist1d()
+    assert x.shape == (4000, 40, 1) and y.shape == (4000, 1) and x_test.shape == (1000, 40, 1)
+    assert set(y.unique().tolist()) == set(y_test.unique().tolist()) == set(range(10))

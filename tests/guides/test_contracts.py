@@ -5,7 +5,7 @@ import pytest
 import torch
 from pyro.nn import PyroSample
 
-from pyro_ssm import dynamics, emissions
+from pyro_ssm import blocks, dynamics, emissions
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import GaussianMarkov, LinearGaussian, Structured
 from pyro_ssm.models import StateSpaceModel, dmm, srnn, vrnn
@@ -45,6 +45,24 @@ class TestLSTM(GuideContract):
 
     def make_guide(self, model, **options):
         return Structured(model, 8, cell="lstm", num_layers=2, **options)
+
+
+class TestStructuredCells(GuideContract):
+    def make_model(self):
+        return toy(dtype=torch.float32)
+
+    def make_guide(self, model, **options):
+        return Structured(model, 8, cell=lambda size: blocks.Mamba(size, 2), num_layers=2, **options)
+
+
+class TestBidirectionalEncoder(GuideContract):
+    def make_model(self):
+        return toy(dtype=torch.float32)
+
+    def make_guide(self, model, **options):
+        seen = 2 * model.emission.obs_dim + 1
+        past, future = (blocks.ResidualStack([blocks.S4D(8, 4)], in_features=seen) for _ in range(2))
+        return GaussianMarkov(model, 8, cell=blocks.Bidirectional(past, future), **options)
 
 
 class TestOfABernoulliModelWithInputs(GuideContract):

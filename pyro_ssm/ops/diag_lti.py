@@ -1,0 +1,119 @@
+"""Banks of diagonal systems whose matrices do not depend on time: by recurrence, or by convolution."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_ssm.ops.diagonal_scan import check_steps, diagonal_scan, diagonal_scan_reference
+from pyro_ssm.ops.ssm_kernel import discretise_exactly, fft_conv, powers, readout
+
+__all__ = ["diag_lti", "diag_lti_reference"]
+
+_CONVOLUTION_FROM = 4  # steps; measured on CPU, forward and backward
+
+
+def diag_lti_reference(
+    u: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    initial: Tensor | None = None,
+    reset: Tensor | None = None,
+    method: str = "zoh",
+) -> tuple[Tensor, Tensor]:
+    """:func:`diag_lti` as a plain loop.
+
+    >>> import torch
+    >>> from pyro_ssm.ops import diag_lti_reference
+    >>> one = torch.ones(1, 1, dtype=torch.complex64)
+    >>> diag_lti_reference(torch.ones(2, 1), torch.ones(2, 1), -one, one, one / 2)[0].squeeze(-1)
+    tensor([0.6321, 0.8647])
+    """
+    step = step.expand(step.shape[:-2] + u.shape[-2:])
+    lead = torch.broadcast_shapes(u.shape[:-2], step.shape[:-2])
+    h = torch.zeros(lead + A.shape[-2:], dtype=A.dtype, device=u.device) if initial is None else initial
+    B, C = (m.expand(u.shape[-2:-1] + m.shape[-2:]) for m in (B, C))
+    return diagonal_scan_reference(u, step, A, B, 2 * C, h, reset, method)
+
+
+def diag_lti(
+    u: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    initial: Tensor | None = None,
+    reset: Tensor | None = None,
+    method: str = "zoh",
+    mode: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A bank of systems :math:`\\dot h = A h + B u`, :math:`y = 2 \\operatorname{Re} C h`, discretised exactly by step.
+
+    .. math::
+        h_t = \\bar a(\\Delta_t A) \\odot h_{t-1} + w(\\Delta_t A) \\odot B u_t, \\qquad
+        y_{td} = 2 \\operatorname{Re} \\sum_n C_{dn} h_{tdn}
+
+    Args:
+        u: ``(..., time, D)`` real.
+        step: :math:`\\Delta`, ``(..., time, D)``, or ``(..., 1, D)``: the same at all times. 0 leaves a state as it is.
+        A, B, C: one of each pair of conjugates ``(D, N)`` complex (or ``(..., 1, D, N)``).
+        initial: ``(..., D, N)`` complex, zero by default.
+        reset: bool ``(..., time)``; where True the state before the step counts as zero.
+        method: ``"zoh"`` (the input holds over the step) or ``"bilinear"``.
+        mode: ``"scan"`` (any step, linear memory by recomputation), ``"convolution"`` (one step for all times and no
+            reset; by a kernel and the fast Fourier transform), or None: convolution where it is possible and not short.
+
+    Returns:
+        ``(y, final)``: ``(..., time, D)`` and ``(..., D, N)``.
+
+    Raises:
+        ValueError: a shape that does not fit, an unknown mode, or a convolution that is not possible.
+        TypeError: ``reset`` is not boolean.
+
+    >>> import torch
+    >>> from pyro_ssm.ops import diag_lti
+    >>> one = torch.ones(1, 1, dtype=torch.complex64)
+    >>> diag_lti(torch.ones(2, 1), torch.ones(1, 1), -one, one, one / 2)[0].squeeze(-1)
+    tensor([0.6321, 0.8647])
+    """
+    steps, width = u.shape[-2:]
+    if step.dim() < 2 or step.shape[-2] not in (1, steps) or step.shape[-1] not in (1, width):
+        raise ValueError(f"diag_lti: `step` must be (..., {steps} or 1, {width}), got shape {tuple(step.shape)}")
+    if A.dim() < 2 or A.shape[-2] != width or not A.is_complex():
+        raise ValueError(f"diag_lti: `A` must be ({width}, N) complex, got {A.dtype} of shape {tuple(A.shape)}")
+    check_steps("diag_lti", u, reset=reset)
+    if mode not in (None, "scan", "convolution"):
+        raise ValueError(f"diag_lti: `mode` must be 'scan', 'convolution' or None, got {mode!r}")
+    regular = step.shape[-2] == 1 and reset is None
+    if mode == "convolution" and not regular:
+        raise ValueError("diag_lti: a convolution needs one step for all times, and no reset; use mode='scan'")
+    if regular and steps > 0 and (mode == "convolution" or (mode is None and steps >= _CONVOLUTION_FROM)):
+        return _convolution(u, step, A, B, C, initial, method)
+    h = torch.zeros(A.shape[-2:], dtype=A.dtype, device=u.device) if initial is None else initial
+    B, C = (m if m.dim() > 2 else m.unsqueeze(0) for m in (B, C))
+    return diagonal_scan(u, step.expand(step.shape[:-2] + u.shape[-2:]), A, B, 2 * C, h, reset, method)
+
+
+def _convolution(
+    u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None, method: str
+) -> tuple[Tensor, Tensor]:
+    A, B, C = (m if m.dim() == 2 else m.squeeze(-3) for m in (A, B, C))
+    delta = step.squeeze(-2).unsqueeze(-1)
+    a, w = discretise_exactly(A, delta, method)
+    steps, drive = u.shape[-2], w.to(A.dtype) * B
+    fine, coarse, size = powers(a, steps, A.dtype)
+    y = fft_conv(u, readout(C * drive, fine, coarse, steps))
+    # the final state: within blocks that end with the last step, then over blocks
+    blocks = coarse.shape[-2]
+    cut = F.pad(u, (0, 0, blocks * size - steps, 0)).mT.unflatten(-1, (blocks, size))
+    within = cut.to(fine.dtype) @ fine.flip(-1).mT  # (..., D, blocks, N)
+    final = drive * (within * coarse.flip(-2)).sum(-2)
+    if initial is not None:
+        y = y + readout(C * a.to(A.dtype) * initial, fine, coarse, steps)
+        final = final + (a.log() * steps).exp().to(A.dtype) * initial
+    return y, final
