@@ -13,12 +13,7 @@ from pyro_ssm.ops.dplr import cauchy, dplr_kernel, dplr_scan, dplr_scan_referenc
 from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
 from pyro_ssm.ops.hippo import NormalPlusLowRank, hippo, hippo_low_rank
 from pyro_ssm.ops.info import OpsInfo, info
-from pyro_ssm.ops.kalman import (
-    backward_conditionals,
-    backward_sample_reference,
-    kalman_filter_reference,
-    kalman_smoother_reference,
-)
+from pyro_ssm.ops.kalman import kalman_filter_reference
 from pyro_ssm.ops.kalman_backward import backward_conditionals, backward_sample_reference, kalman_smoother_reference
 from pyro_ssm.ops.kalman_filter import kalman_filter, kalman_log_likelihood
 from pyro_ssm.ops.kalman_parallel import backward_sample_parallel, kalman_filter_parallel, kalman_smoother_parallel
