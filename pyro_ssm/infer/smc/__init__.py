@@ -24,6 +24,7 @@ from pyro_ssm.infer.smc.locally_optimal import locally_optimal
 from pyro_ssm.infer.smc.model_steps import StateParticles
 from pyro_ssm.infer.smc.noise import FixedNoise, Noise, PseudoRandom, QuasiRandom
 from pyro_ssm.infer.smc.online import OnlineParticleFilter, OnlineState
+from pyro_ssm.infer.smc.posterior_draws import ParticleMCMCResult, RandomParameters
 from pyro_ssm.infer.smc.rao_blackwellised import Weighed, linear_step, rao_blackwellised
 from pyro_ssm.infer.smc.resample import AncestorResampling, Resampled, Resampling, Weighted
 from pyro_ssm.infer.smc.stepper import Cloud, Step, Stepper
@@ -47,9 +48,11 @@ __all__ = [
     "OnlineState",
     "ParticleCollapseWarning",
     "ParticleFiltered",
+    "ParticleMCMCResult",
     "PseudoRandom",
     "QuasiRandom",
     "Quantiles",
+    "RandomParameters",
     "Resampled",
     "Resampling",
     "StateParticles",
