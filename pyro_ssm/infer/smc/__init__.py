@@ -8,13 +8,14 @@ algorithms (smoothers, particle MCMC) stand on :class:`Stepper`, ``init`` and ``
 """
 
 from pyro_ssm.infer.smc.auxiliary import auxiliary
+from pyro_ssm.infer.smc.backward import backward_indices
 from pyro_ssm.infer.smc.bootstrap import bootstrap
 from pyro_ssm.infer.smc.check import ParticleCollapseWarning
 from pyro_ssm.infer.smc.collectors.base import Collector
 from pyro_ssm.infer.smc.collectors.fixed_lag import FixedLag
 from pyro_ssm.infer.smc.collectors.genealogy import Ancestry, Genealogy
 from pyro_ssm.infer.smc.collectors.moments import FilteredMoments, Moments
-from pyro_ssm.infer.smc.collectors.online_smoothing import OnlineSmoothing, backward_indices
+from pyro_ssm.infer.smc.collectors.online_smoothing import OnlineSmoothing
 from pyro_ssm.infer.smc.collectors.quantiles import Quantiles
 from pyro_ssm.infer.smc.collectors.variance import EvidenceVariance, MeanVariance
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
@@ -27,6 +28,7 @@ from pyro_ssm.infer.smc.online import OnlineParticleFilter, OnlineState
 from pyro_ssm.infer.smc.posterior_draws import ParticleMCMCResult, RandomParameters
 from pyro_ssm.infer.smc.rao_blackwellised import Weighed, linear_step, rao_blackwellised
 from pyro_ssm.infer.smc.resample import AncestorResampling, Resampled, Resampling, Weighted
+from pyro_ssm.infer.smc.smoother import ParticleSmoothed, particle_smoother
 from pyro_ssm.infer.smc.stepper import Cloud, Step, Stepper
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "ParticleCollapseWarning",
     "ParticleFiltered",
     "ParticleMCMCResult",
+    "ParticleSmoothed",
     "PseudoRandom",
     "QuasiRandom",
     "Quantiles",
@@ -67,5 +70,6 @@ __all__ = [
     "linear_step",
     "locally_optimal",
     "particle_filter",
+    "particle_smoother",
     "rao_blackwellised",
 ]
