@@ -18,9 +18,11 @@ from pyro_ssm.infer.smc.collectors.moments import FilteredMoments, Moments
 from pyro_ssm.infer.smc.collectors.online_smoothing import OnlineSmoothing
 from pyro_ssm.infer.smc.collectors.quantiles import Quantiles
 from pyro_ssm.infer.smc.collectors.variance import EvidenceVariance, MeanVariance
+from pyro_ssm.infer.smc.conditional import ConditionalPath, conditional_smc
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.filter import ParticleFiltered, particle_filter
 from pyro_ssm.infer.smc.guided import guided
+from pyro_ssm.infer.smc.iterated import SampledPaths, iterated_csmc
 from pyro_ssm.infer.smc.locally_optimal import locally_optimal
 from pyro_ssm.infer.smc.model_steps import StateParticles
 from pyro_ssm.infer.smc.noise import FixedNoise, Noise, PseudoRandom, QuasiRandom
@@ -36,6 +38,7 @@ __all__ = [
     "Ancestry",
     "Cloud",
     "Collector",
+    "ConditionalPath",
     "EvidenceVariance",
     "FeynmanKac",
     "FilteredMoments",
@@ -58,6 +61,7 @@ __all__ = [
     "RandomParameters",
     "Resampled",
     "Resampling",
+    "SampledPaths",
     "StateParticles",
     "Step",
     "Stepper",
@@ -66,7 +70,9 @@ __all__ = [
     "auxiliary",
     "backward_indices",
     "bootstrap",
+    "conditional_smc",
     "guided",
+    "iterated_csmc",
     "linear_step",
     "locally_optimal",
     "particle_filter",

@@ -14,15 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ssm.infer.smc.collectors.genealogy import Ancestry
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.stepper import Cloud
 from pyro_ssm.infer.smc.tree import leaves, take, tree_map
+from pyro_ssm.ops.resampling import at_unsorted_points
 
 __all__ = [
+    "BackwardKernel",
     "Uniforms",
     "backward_indices",
     "backward_log_weights",
-    "independent_indices",
+    "look_back",
     "metropolis_indices",
     "rejection_indices",
     "require_backward",
@@ -31,6 +34,9 @@ __all__ = [
 
 #: ``shape -> float64 uniforms in [0, 1)``
 Uniforms = Callable[[torch.Size], Tensor]
+
+#: ``(cloud at k - 1, particles at k, k, their indices in the cloud at k) -> indices in the cloud at k - 1``
+BackwardKernel = Callable[[Cloud, Any, int, Tensor], Tensor]
 
 _PAIRS = 2**22  # pairs of particles weighed at a time
 
@@ -140,28 +146,6 @@ def backward_indices(
     return torch.cat(found, 1)
 
 
-def independent_indices(weights: Tensor, points: Tensor) -> Tensor:
-    """Independent draws of particles by their weights: the inverse of the distribution function at given points.
-
-    Args:
-        weights: ``(N, *batch)``, not negative, of any positive total.
-        points: float64 ``(M, *batch)`` in [0, 1), in any order.
-
-    Returns:
-        int64 ``(M, *batch)``; a particle of weight zero is never drawn.
-
-    >>> import torch
-    >>> from pyro_ssm.infer.smc.backward import independent_indices
-    >>> independent_indices(torch.tensor([0.5, 0.0, 0.5]), torch.tensor([0.9, 0.1, 0.5], dtype=torch.float64))
-    tensor([2, 0, 2])
-    """
-    cumulative = weights.movedim(0, -1).cumsum(-1, dtype=torch.float64)
-    total = cumulative[..., -1:]
-    point = torch.minimum(points.movedim(0, -1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    index = torch.searchsorted(cumulative, point.contiguous(), right=True).clamp(max=len(weights) - 1)
-    return index.movedim(-1, 0)
-
-
 def rejection_indices(
     fk: FeynmanKac,
     previous: Cloud,
@@ -213,7 +197,7 @@ def rejection_indices(
         open_ = open_ & fk.step_mask[..., k]
     left = torch.arange(shape[0], device=found.device)  # particles with a series still open
     for _ in range(trials):
-        trial = independent_indices(previous.weights, uniforms(shape)[left])
+        trial = at_unsorted_points(previous.weights, uniforms(shape)[left])
         late = tree_map(lambda x, left=left: x[left], particles)
         log_ratio = fk.log_backward(k, take(previous.particles, trial, batch), late) - log_bound
         if bool(((log_ratio > 1e-3) & open_[left]).any()):
@@ -277,9 +261,43 @@ def metropolis_indices(
     index = start
     density = fk.log_backward(k, take(previous.particles, index, batch), particles)
     for _ in range(num_steps):
-        trial = independent_indices(previous.weights, uniforms(start.shape))
+        trial = at_unsorted_points(previous.weights, uniforms(start.shape))
         proposed = fk.log_backward(k, take(previous.particles, trial, batch), particles)
         accepted = uniforms(start.shape).log() < proposed - density
         index = torch.where(accepted, trial, index)
         density = torch.where(accepted, proposed, density)
     return index
+
+
+def look_back(fk: FeynmanKac, ancestry: Ancestry, index: Tensor, kernel: BackwardKernel) -> Tensor:
+    """Paths from given particles of the last cloud back to the first.
+
+    Args:
+        fk: the process.
+        ancestry: of a filter over all steps.
+        index: int64 ``(M, *batch)``, into the last cloud.
+        kernel: how one step back is drawn.
+
+    Returns:
+        ``(M, *batch, time, state)``.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.infer.smc.backward import backward_indices, look_back
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> fk = ssm.infer.bootstrap(model, ssm.TimeSeries(torch.arange(4.0), torch.zeros(4, 1)))
+    >>> found = ssm.infer.particle_filter(fk, 10, collectors=[ssm.infer.smc.Genealogy()]).collected["genealogy"]
+    >>> kernel = lambda previous, late, k, index: backward_indices(fk, previous, late, k, 1)[0]
+    >>> look_back(fk, found, torch.tensor([0, 3]), kernel).shape
+    torch.Size([2, 4, 2])
+    """
+    clouds, batch = ancestry.clouds, fk.batch_shape
+    late = take(clouds[-1].particles, index, batch)
+    path = [fk.state(late)]
+    for k in range(len(clouds) - 1, 0, -1):
+        before = kernel(clouds[k - 1], late, k, index)
+        # a series that has ended by then has the same cloud at both steps
+        index = before if fk.step_mask is None else torch.where(fk.step_mask[..., k], before, index)
+        late = take(clouds[k - 1].particles, index, batch)
+        path.append(fk.state(late))
+    return torch.stack(path[::-1], -2)

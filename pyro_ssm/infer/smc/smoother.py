@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.infer.smc.backward import (
+    BackwardKernel,
     Uniforms,
     backward_indices,
-    independent_indices,
+    look_back,
     metropolis_indices,
     rejection_indices,
     require_backward,
@@ -24,8 +25,8 @@ from pyro_ssm.infer.smc.marginal_smoother import marginal_weights
 from pyro_ssm.infer.smc.noise import Noise, PseudoRandom
 from pyro_ssm.infer.smc.resample import Resampling
 from pyro_ssm.infer.smc.stepper import Cloud
-from pyro_ssm.infer.smc.tree import take
 from pyro_ssm.infer.smc.two_filter import two_filter_marginals
+from pyro_ssm.ops.resampling import at_unsorted_points
 
 __all__ = ["ParticleSmoothed", "particle_smoother"]
 
@@ -188,50 +189,40 @@ def particle_smoother(
         if method == "genealogy":
             paths = ancestry.sample_paths(num_paths)
         else:
-            paths = _look_back(fk, ancestry, num_paths, noise, _kernel(fk, ancestry, method, bound, trials, num_steps))
+            kernel = _kernel(fk, ancestry, method, bound, trials, num_steps, noise)
+            paths = look_back(fk, ancestry, _last(ancestry, num_paths, noise, fk.num_times), kernel)
         weights = paths.new_full((), 1 / num_paths).expand(paths.shape[:-1])
         return ParticleSmoothed(run.log_likelihood, paths, weights, True)
 
 
-#: ``(cloud at k - 1, particles at k, k, their indices in the cloud at k, uniforms) -> indices in the cloud at k - 1``
-_Kernel = Callable[[Cloud, Any, int, Tensor, Uniforms], Tensor]
-
-
-def _kernel(fk: FeynmanKac, ancestry: Ancestry, method: str, bound: Any, trials: int, num_steps: int) -> _Kernel:
+def _kernel(
+    fk: FeynmanKac, ancestry: Ancestry, method: str, bound: Any, trials: int, num_steps: int, noise: Noise
+) -> BackwardKernel:
     """How one step back is drawn."""
 
-    def exact(previous: Cloud, late: Any, k: int, index: Tensor, uniforms: Uniforms) -> Tensor:
-        return backward_indices(fk, previous, late, k, 1, uniforms(index.shape).unsqueeze(0))[0]
+    def uniforms(k: int, index: Tensor) -> Uniforms:
+        return partial(_uniforms, noise, fk.num_times + k, index.device)
 
-    def rejection(previous: Cloud, late: Any, k: int, index: Tensor, uniforms: Uniforms) -> Tensor:
-        return rejection_indices(fk, previous, late, k, bound(k), trials, uniforms)
+    def exact(previous: Cloud, late: Any, k: int, index: Tensor) -> Tensor:
+        return backward_indices(fk, previous, late, k, 1, uniforms(k, index)(index.shape).unsqueeze(0))[0]
 
-    def metropolis(previous: Cloud, late: Any, k: int, index: Tensor, uniforms: Uniforms) -> Tensor:
+    def rejection(previous: Cloud, late: Any, k: int, index: Tensor) -> Tensor:
+        return rejection_indices(fk, previous, late, k, bound(k), trials, uniforms(k, index))
+
+    def metropolis(previous: Cloud, late: Any, k: int, index: Tensor) -> Tensor:
         ancestors = ancestry.ancestors[k]
         start = index if ancestors is None else ancestors.gather(0, index)
-        return metropolis_indices(fk, previous, late, k, start, num_steps, uniforms)
+        return metropolis_indices(fk, previous, late, k, start, num_steps, uniforms(k, index))
 
     return {"backward": exact, "rejection": rejection, "mcmc": metropolis}[method]
 
 
-def _look_back(fk: FeynmanKac, ancestry: Ancestry, num_paths: int, noise: Noise, kernel: _Kernel) -> Tensor:
-    """Paths ``(M, *batch, time, state)``, from the last cloud back to the first."""
-    clouds, batch = ancestry.clouds, fk.batch_shape
-    weights = clouds[-1].weights
-    shape, device = torch.Size((num_paths,)) + batch, weights.device
-    last = fk.num_times - 1
-    # one point in each of M strata, dealt in random order: every path has the law of the last cloud
-    strata = noise.uniforms(fk.num_times, shape, device).argsort(0)
-    index = independent_indices(weights, (strata + noise.uniforms(fk.num_times, shape, device)) / num_paths)
-    late = take(clouds[-1].particles, index, batch)
-    path = [fk.state(late)]
-    for k in range(last, 0, -1):
-        before = kernel(clouds[k - 1], late, k, index, partial(_uniforms, noise, fk.num_times + k, device))
-        # a series that has ended by then has the same cloud at both steps
-        index = before if fk.step_mask is None else torch.where(fk.step_mask[..., k], before, index)
-        late = take(clouds[k - 1].particles, index, batch)
-        path.append(fk.state(late))
-    return torch.stack(path[::-1], -2)
+def _last(ancestry: Ancestry, num_paths: int, noise: Noise, k: int) -> Tensor:
+    """Particles of the last cloud: one point in each of M strata, dealt in random order so that all have its law."""
+    weights = ancestry.clouds[-1].weights
+    shape = torch.Size((num_paths,)) + weights.shape[1:]
+    strata = noise.uniforms(k, shape, weights.device).argsort(0)
+    return at_unsorted_points(weights, (strata + noise.uniforms(k, shape, weights.device)) / num_paths)
 
 
 def _uniforms(noise: Noise, k: int, device: torch.device, shape: torch.Size) -> Tensor:
