@@ -27,6 +27,8 @@ from pyro_ssm.infer.smc.locally_optimal import locally_optimal
 from pyro_ssm.infer.smc.model_steps import StateParticles
 from pyro_ssm.infer.smc.noise import FixedNoise, Noise, PseudoRandom, QuasiRandom
 from pyro_ssm.infer.smc.online import OnlineParticleFilter, OnlineState
+from pyro_ssm.infer.smc.parameter_moves import HamiltonianMove, ParameterMove, RandomWalkMove
+from pyro_ssm.infer.smc.particle_gibbs import particle_gibbs
 from pyro_ssm.infer.smc.posterior_draws import ParticleMCMCResult, RandomParameters
 from pyro_ssm.infer.smc.rao_blackwellised import Weighed, linear_step, rao_blackwellised
 from pyro_ssm.infer.smc.resample import AncestorResampling, Resampled, Resampling, Weighted
@@ -45,12 +47,14 @@ __all__ = [
     "FixedLag",
     "FixedNoise",
     "Genealogy",
+    "HamiltonianMove",
     "MeanVariance",
     "Moments",
     "Noise",
     "OnlineParticleFilter",
     "OnlineSmoothing",
     "OnlineState",
+    "ParameterMove",
     "ParticleCollapseWarning",
     "ParticleFiltered",
     "ParticleMCMCResult",
@@ -59,6 +63,7 @@ __all__ = [
     "QuasiRandom",
     "Quantiles",
     "RandomParameters",
+    "RandomWalkMove",
     "Resampled",
     "Resampling",
     "SampledPaths",
@@ -76,6 +81,7 @@ __all__ = [
     "linear_step",
     "locally_optimal",
     "particle_filter",
+    "particle_gibbs",
     "particle_smoother",
     "rao_blackwellised",
 ]

@@ -68,8 +68,8 @@ def conditional_smc(
         backward_sampling: instead of it.
         resampling: ``"systematic"`` (default), ``"stratified"`` or ``"multinomial"`` (default and only choice with
             ``backward_sampling``, which needs independent ancestors), conditional on the kept path.
-        ess_threshold: fraction of N below which a series is resampled; below 1 only for plain conditional SMC, as the
-            other two need a choice of ancestors at each step.
+        ess_threshold: fraction of N below which a series is resampled (and the kept path draws its past anew); must be
+            1 for ``backward_sampling``, which needs a choice of ancestors at each step.
         noise: what to draw from; default torch's global generator. A :class:`~pyro_ssm.infer.smc.FixedNoise` needs 2
             rows of uniforms for ``"systematic"``, else N + 1, at every step.
 
@@ -168,8 +168,8 @@ def _check(
             )
     if not 0 <= ess_threshold <= 1:
         raise ValueError(f"`ess_threshold` is a fraction of the number of particles, in [0, 1], got {ess_threshold}")
-    if ess_threshold < 1 and (ancestor_sampling or backward_sampling):
+    if ess_threshold < 1 and backward_sampling:
         raise ValueError(
-            f"`ess_threshold` is {ess_threshold}, but ancestor and backward sampling need resampling at each step: "
-            "leave it at 1, or pass ancestor_sampling=False"
+            f"`ess_threshold` is {ess_threshold}, but backward sampling needs a choice of ancestors at each step: "
+            "leave it at 1, or use ancestor sampling"
         )

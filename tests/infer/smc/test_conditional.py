@@ -36,6 +36,7 @@ VARIANTS = {
     "ancestors": {},
     "ancestors, stratified": dict(resampling="stratified"),
     "ancestors, multinomial": dict(resampling="multinomial"),
+    "ancestors, adaptive": dict(ess_threshold=0.7),
     "backward": dict(backward_sampling=True),
 }
 
@@ -95,9 +96,11 @@ def assert_joint(model, data, z):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_the_smoothing_law_is_invariant(variant, builder):
-    """Three particles, two sweeps: an error of one step would show."""
+@pytest.mark.parametrize("log_scale", [-0.7, -1.6])
+def test_the_smoothing_law_is_invariant(variant, builder, log_scale):
+    """Three particles, two sweeps, observations that say little or much: an error of one step would show."""
     model = toy(1, 1)
+    model.emission.log_scale.data.fill_(log_scale)
     z, data = drawn(model)
     fk = BUILDERS[builder](model, data)
     path = z
@@ -263,7 +266,7 @@ def test_what_cannot_be_done_says_so():
     with pytest.raises(ValueError, match="independent ancestors"):
         conditional_smc(fk, path, 5, backward_sampling=True, resampling="systematic")
     with pytest.raises(ValueError, match="at each step"):
-        conditional_smc(fk, path, 5, ess_threshold=0.5)
+        conditional_smc(fk, path, 5, backward_sampling=True, ess_threshold=0.5)
     with pytest.raises(ValueError, match="must be one of"):
         conditional_smc(fk, path, 5, resampling="ssp")
     with pytest.raises(ValueError, match="backward kernel"):
