@@ -137,7 +137,7 @@ def particle_smoother(
             ``"two_filter"`` needs ``fk.log_step`` and ``fk.extend`` too. Builders give all of them where they exist.
         num_particles: N.
         method: see above.
-        num_paths: M; default N. At most N for ``"genealogy"``; without meaning for methods without paths.
+        num_paths: M; default N. Without meaning for methods without paths.
         resampling: of the filter, as for :func:`~pyro_ssm.infer.particle_filter`.
         ess_threshold: of the filter.
         log_bound: for ``"rejection"``: an upper bound of ``fk.log_backward`` (the log transition density), or a
@@ -186,11 +186,11 @@ def particle_smoother(
             return ParticleSmoothed(run.log_likelihood, states, weights, False)
         if method == "two_filter":
             return ParticleSmoothed(run.log_likelihood, *two_filter_marginals(fk, ancestry, noise), False)
+        last = _last(ancestry, num_paths, noise, fk.num_times)
         if method == "genealogy":
-            paths = ancestry.sample_paths(num_paths)
+            paths = ancestry.trace(last)
         else:
-            kernel = _kernel(fk, ancestry, method, bound, trials, num_steps, noise)
-            paths = look_back(fk, ancestry, _last(ancestry, num_paths, noise, fk.num_times), kernel)
+            paths = look_back(fk, ancestry, last, _kernel(fk, ancestry, method, bound, trials, num_steps, noise))
         weights = paths.new_full((), 1 / num_paths).expand(paths.shape[:-1])
         return ParticleSmoothed(run.log_likelihood, paths, weights, True)
 
@@ -251,9 +251,6 @@ def _check(fk: FeynmanKac, num_particles: int, method: str, num_paths: int | Non
         return num_particles
     if method in _MARGINALS:
         raise ValueError(f"method {method!r} gives no paths: leave `num_paths` out, or use method 'backward'")
-    if num_paths < 1 or (method == "genealogy" and num_paths > num_particles):
-        raise ValueError(
-            f"`num_paths` must be at least 1, and at most `num_particles` ({num_particles}) for the genealogy, got "
-            f"{num_paths}"
-        )
+    if num_paths < 1:
+        raise ValueError(f"`num_paths` must be at least 1, got {num_paths}")
     return num_paths

@@ -9,9 +9,15 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer import particle_filter
 from pyro_ssm.infer.smc import Noise
 from pyro_ssm.infer.smc.draws import from_normals, normal_dim
-from tests.contracts.toys import normal
+from tests.contracts.toys import normal, series
 
 D = torch.float64
+
+
+def calm(num_times, **options):
+    """A series without surprises, on which a filter of moderate size has little bias."""
+    data = series(num_times, obs_dim=1, **options)
+    return data.replace(values=0.5 * data.values, mask=data.mask)
 
 
 def repeated(data, runs):

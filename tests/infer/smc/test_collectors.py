@@ -20,15 +20,9 @@ from pyro_ssm.infer.smc import (
     backward_indices,
 )
 from tests.contracts.toys import remembering, series, toy
-from tests.infer.smc.programs import D, close, repeated
+from tests.infer.smc.programs import D, calm, close, repeated
 
 RUNS = 60
-
-
-def calm(num_times):
-    """A series without surprises."""
-    data = series(num_times, obs_dim=1)
-    return data.replace(values=0.5 * data.values)
 
 
 @pytest.fixture(autouse=True)
