@@ -19,6 +19,7 @@ from pyro_ssm.diagnostics.axes import Axes
 from pyro_ssm.diagnostics.densities import Densities, densities, log_prior, log_weight, one_step
 from pyro_ssm.guides import Guide
 from pyro_ssm.infer import FitResult
+from pyro_ssm.infer.smc import ParticleMCMCResult
 from pyro_ssm.models import StateSpaceModel, emission_law, history
 from pyro_ssm.predict import Forecast, PosteriorDraws, posterior_draws
 from pyro_ssm.predict.parameters import by_dotted_name
@@ -178,6 +179,11 @@ def _sample_stats(
             stats.attrs["elbo"] = float(weight.reshape(number, -1).sum(-1).mean())
     if isinstance(guide, AbstractMCMC):
         stats = stats.merge(_mcmc_stats(guide, number, axes))
+    if isinstance(guide, ParticleMCMCResult):
+        for name, values in (("acceptance_rate", guide.acceptance), ("log_evidence", guide.log_likelihood)):
+            kept = torch.arange(number) * values.numel() // number
+            stats[name] = axes.array(axes.by_chain(values.flatten()[kept.to(values.device)]), ("chain", "draw"))
+        stats["log_evidence"].attrs["density"] = "log of a particle filter's estimate of p(y | parameters), all series"
     return stats
 
 

@@ -37,7 +37,8 @@ def to_inference_data(
     ``posterior_predictive``       ``y`` (series, time, obs) drawn given each draw of the path; ``y_imputed``
     ``log_likelihood``             ``y`` (observation): one number for each observed cell, no NaN; the attribute
                                    ``density`` says of what; ``series_of``, ``time_of``, ``obs_of`` say where
-    ``sample_stats``               ``lp``; guides: ``log_weight`` (series); MCMC: ``diverging``
+    ``sample_stats``               ``lp``; guides: ``log_weight`` (series); MCMC: ``diverging``;
+                                   particle MCMC: ``acceptance_rate``, ``log_evidence``
     ``observed_data``              ``y`` (series, time, obs), NaN where missing
     ``constant_data``              ``mask``, ``times``, ``lengths``, ``inputs``, ``date`` (where series have own dates)
     ``predictions``                ``y``, ``z`` at the times of ``forecast``; ``predictions_constant_data``: the times
