@@ -17,17 +17,23 @@ from pyro_ssm.infer.smc.collectors.moments import FilteredMoments, Moments
 from pyro_ssm.infer.smc.collectors.online_smoothing import OnlineSmoothing, backward_indices
 from pyro_ssm.infer.smc.collectors.quantiles import Quantiles
 from pyro_ssm.infer.smc.collectors.variance import EvidenceVariance, MeanVariance
+from pyro_ssm.infer.smc.data_tempering import ibis
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.filter import ParticleFiltered, particle_filter
 from pyro_ssm.infer.smc.guided import guided
+from pyro_ssm.infer.smc.iterated import IteratedFilteringResult, iterated_filtering
 from pyro_ssm.infer.smc.locally_optimal import locally_optimal
 from pyro_ssm.infer.smc.model_steps import StateParticles
 from pyro_ssm.infer.smc.noise import FixedNoise, Noise, PseudoRandom, QuasiRandom
 from pyro_ssm.infer.smc.online import OnlineParticleFilter, OnlineState
+from pyro_ssm.infer.smc.parameter_smc import ParameterSMCResult
+from pyro_ssm.infer.smc.pmmh import pmmh
 from pyro_ssm.infer.smc.posterior_draws import ParticleMCMCResult, RandomParameters
 from pyro_ssm.infer.smc.rao_blackwellised import Weighed, linear_step, rao_blackwellised
 from pyro_ssm.infer.smc.resample import AncestorResampling, Resampled, Resampling, Weighted
+from pyro_ssm.infer.smc.smc_squared import smc_squared
 from pyro_ssm.infer.smc.stepper import Cloud, Step, Stepper
+from pyro_ssm.infer.smc.tempering import smc_sampler
 
 __all__ = [
     "AncestorResampling",
@@ -40,12 +46,14 @@ __all__ = [
     "FixedLag",
     "FixedNoise",
     "Genealogy",
+    "IteratedFilteringResult",
     "MeanVariance",
     "Moments",
     "Noise",
     "OnlineParticleFilter",
     "OnlineSmoothing",
     "OnlineState",
+    "ParameterSMCResult",
     "ParticleCollapseWarning",
     "ParticleFiltered",
     "ParticleMCMCResult",
@@ -64,8 +72,13 @@ __all__ = [
     "backward_indices",
     "bootstrap",
     "guided",
+    "ibis",
+    "iterated_filtering",
     "linear_step",
     "locally_optimal",
     "particle_filter",
+    "pmmh",
     "rao_blackwellised",
+    "smc_sampler",
+    "smc_squared",
 ]

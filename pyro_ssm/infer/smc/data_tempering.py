@@ -56,8 +56,8 @@ def ibis(
         model: an unbound :class:`~pyro_ssm.models.StateSpaceModel`; what has a prior (``PyroSample``) is sampled.
         data: with values; a batch of series shares the parameters, and goes on step by step together.
         num_draws: S, draws of the parameters.
-        filter: a filter without particles, of a bound model and data. With an approximate one (``extended_kalman_filter``)
-            the result is as approximate.
+        filter: a filter without particles, of a bound model and data. With an approximate one, such as an
+            extended Kalman filter, the result is as approximate.
         num_moves: Metropolis-Hastings steps of each draw at each rejuvenation.
         num_ancestors: as in :func:`smc_sampler`: the waste-free variant.
         ess_threshold: the cloud is rejuvenated where its effective sample size is below this fraction of S, and at the
@@ -97,17 +97,17 @@ def ibis(
 
     saved = file.load()
     if saved is None:
-        done, evidence = 0, Evidence()
+        start, evidence = 0, Evidence()
         population = evaluate(likelihood.parameters.draw(num_draws))
         log_weights = -torch.full_like(population.log_prior, num_draws).log()
     else:
-        done, evidence = saved["done"], Evidence(saved["evidence"])
+        start, evidence = saved["done"], Evidence(saved["evidence"])
         population = evaluated_from(saved["population"], likelihood)
         log_weights = saved["log_weights"].to(population.vectors)
 
     last = population.log_likelihood.shape[-1]
-    with tqdm(total=last, initial=done, desc="ibis", disable=not progress, dynamic_ncols=True) as bar:
-        for done in range(done + 1, last + 1):
+    with tqdm(total=last, initial=start, desc="ibis", disable=not progress, dynamic_ncols=True) as bar:
+        for done in range(start + 1, last + 1):
             increment, log_weights, weights, ess = normalise(log_weights + population.log_likelihood[:, done - 1])
             evidence.add(increment, ess, 0)
             if ess < ess_threshold * num_draws or done == last:

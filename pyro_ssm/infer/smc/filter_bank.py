@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from pyro import validation_enabled
@@ -167,7 +166,9 @@ class FilterBank:
         new._stepper = new._new_stepper()
         if k >= 0:
             particles, log_weights = tree_map(lambda _: next(rest), tuple(self._last.cloud[:2]))
-            new._last = new._stepper.resume(Cloud(particles, log_weights, k))
+            weights = log_weights.exp()  # normalised as they are: to do it again would change their last digits
+            ess = weights.square().sum(0).reciprocal()
+            new._last = Step(Cloud(particles, log_weights, k), weights, ess * 0, ess, None, None, False)
         kept = list(rest)
         new._states, new._ancestors = kept[: len(kept) // 2], kept[len(kept) // 2 :]
         return new

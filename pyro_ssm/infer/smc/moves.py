@@ -100,6 +100,7 @@ class AdaptiveWalk:
     Args:
         root: S, ``(chains, dim, dim)``.
         target_acceptance: :math:`\\alpha_*`.
+        count: n, proposals that went before: with more of them a proposal teaches less.
 
     Source: Vihola (2012), "Robust adaptive Metropolis algorithm with coerced acceptance rate", section 2.
 
@@ -112,8 +113,8 @@ class AdaptiveWalk:
     True
     """
 
-    def __init__(self, root: Tensor, target_acceptance: float) -> None:
-        self.root, self.target_acceptance, self.count = root, target_acceptance, 0
+    def __init__(self, root: Tensor, target_acceptance: float, count: int = 0) -> None:
+        self.root, self.target_acceptance, self.count = root, target_acceptance, count
 
     def step(self, noise: Tensor) -> Tensor:
         """:math:`S \\epsilon`, ``(chains, dim)``."""

@@ -96,7 +96,7 @@ class ParameterLikelihood:
         if num_particles < 1:
             raise ValueError(f"`num_particles` must be at least 1, got {num_particles}")
         if not 0 <= ess_threshold <= 1:
-            raise ValueError(f"`ess_threshold` is a fraction of the number of particles, in [0, 1], got {ess_threshold}")
+            raise ValueError(f"`ess_threshold` is a fraction of the particles, in [0, 1], got {ess_threshold}")
         if data.values is None:
             raise ValueError("the likelihood needs observations, but `data` has no values: TimeSeries(times, values)")
         self.parameters = model if isinstance(model, RandomParameters) else RandomParameters(model)
@@ -110,8 +110,11 @@ class ParameterLikelihood:
         """Whether the likelihood is a particle estimate."""
         if self._estimated is None:
             origin = torch.zeros(1, self.parameters.dim, dtype=torch.float64)
-            with torch.no_grad():
-                self._estimated = isinstance(self._filtered(origin), FeynmanKac)
+            try:
+                with torch.no_grad():
+                    self._estimated = isinstance(self._filtered(origin), FeynmanKac)
+            except torch.linalg.LinAlgError:  # an exact filter that finds no density there
+                self._estimated = False
         return self._estimated
 
     @torch.no_grad()
@@ -144,8 +147,15 @@ class ParameterLikelihood:
 
     @torch.no_grad()
     def increments(self, vectors: Tensor) -> Tensor:
-        """:math:`\\log p(y_k \\mid y_{<k}, \\theta)` of a filter without particles, summed over series: ``(S, time)``."""
-        found = self._filtered(vectors)
+        """:math:`\\log p(y_k \\mid y_{<k}, \\theta)` by a filter without particles, of all series: ``(S, time)``."""
+        try:
+            found = self._filtered(vectors)
+        except (
+            torch.linalg.LinAlgError
+        ):  # a filter stops at the first series without a density: halve until it is found
+            if len(vectors) > 1:
+                return torch.cat([self.increments(half) for half in vectors.chunk(2)])
+            return torch.full((1, self.data.num_times), -math.inf, dtype=torch.float64, device=vectors.device)
         if isinstance(found, FeynmanKac):
             raise TypeError(
                 "a likelihood without noise is wanted, and `filter` builds a particle filter. Give kalman_filter, "

@@ -77,8 +77,8 @@ class Evidence:
         """
         if not math.isfinite(float(increment)):
             raise ValueError(
-                f"stage {len(self.rows)} of the sampler over parameters: the data are impossible at every draw. Use more "
-                "draws or particles, a filter that sees the observations, or a prior that knows their scale"
+                f"stage {len(self.rows)} of the sampler over parameters: the data are impossible at every draw. Use "
+                "more draws or particles, a filter that sees the observations, or a prior that knows their scale"
             )
         self.rows.append([float(increment), float(ess), math.nan, float(stage)])
 

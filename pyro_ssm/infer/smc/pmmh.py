@@ -55,8 +55,9 @@ def pmmh(
     the log of the estimate varies with a standard deviation of about 1 to 1.8 at good parameters. With each draw comes
     one path, from the genealogy of its filter.
 
-    The walk moves in the unconstrained space of the parameters. Its root S adapts during warm-up (robust adaptive
-    Metropolis), and is then held. Chains run side by side, as one batch of filters.
+    The walk moves in the unconstrained space of the parameters. During warm-up its root S adapts to the acceptance
+    (robust adaptive Metropolis) and from time to time to the covariance of what all chains have visited; then it is
+    held. Chains run side by side, as one batch of filters.
 
     Args:
         model: an unbound :class:`~pyro_ssm.models.StateSpaceModel`; what has a prior (``PyroSample``) is sampled.
@@ -68,7 +69,7 @@ def pmmh(
         thin: iterations between draws.
         filter: of a bound model and data. A builder (``bootstrap``, ``locally_optimal``, ``lambda model, data:
             guided(model, guide, data)``) gives particle filters; a filter without particles (``kalman_filter``,
-            ``hmm_filter``, ``extended_kalman_filter``) gives marginal Metropolis-Hastings, exact as far as it is exact,
+            ``hmm_filter``) gives marginal Metropolis-Hastings, exact as far as it is exact,
             with paths drawn afterwards by the simulation smoother.
         correlation: of the random numbers of a proposal's filter with those of the current one; 0 draws afresh. Near 1
             (0.99, say) the correlated pseudo-marginal method: for long series, where it saves particles. Needs Gaussian
@@ -94,11 +95,14 @@ def pmmh(
         TypeError: the model is bound or a prior discrete; with ``correlation`` a filter without particles, or one whose
             draws are not maps of standard normals.
 
-    Randomness: torch's global generator. Not differentiable. Source: Andrieu, Doucet and Holenstein (2010), "Particle
-    Markov chain Monte Carlo methods", J. R. Statist. Soc. B 72, section 2.4.2; Vihola (2012) for the adaptation;
-    Deligiannidis, Doucet and Pitt (2018) for ``correlation``; Christen and Fox (2005), "Markov chain Monte Carlo using
-    an approximation", and Golightly, Henderson and Sherlock (2015), "Delayed acceptance particle MCMC for exact
-    inference in stochastic kinetic models", for ``screen``.
+    Randomness: torch's global generator. Not differentiable.
+
+    Source: Andrieu, Doucet and Holenstein (2010), "Particle Markov chain Monte Carlo methods", J. R. Statist. Soc. B
+    72, section 2.4.2; for the adaptation Haario, Saksman and Tamminen (2001), "An adaptive Metropolis algorithm", and
+    Vihola (2012), "Robust adaptive Metropolis algorithm with coerced acceptance rate"; for ``correlation``
+    Deligiannidis, Doucet and Pitt (2018), "The correlated pseudo-marginal method"; for ``screen`` Christen and Fox
+    (2005), "Markov chain Monte Carlo using an approximation", and Golightly, Henderson and Sherlock (2015), "Delayed
+    acceptance particle MCMC for exact inference in stochastic kinetic models".
 
     >>> import torch, pyro.distributions as dist, pyro_ssm as ssm
     >>> from pyro.nn import PyroSample
@@ -129,7 +133,7 @@ def pmmh(
         target_acceptance = 0.44 if likelihood.parameters.dim == 1 else 0.234
     screening = None if screen is None else ParameterLikelihood(likelihood.parameters, data, screen)
     if screening is not None and screening.estimated:
-        raise TypeError("`screen` must be a filter without particles, such as extended_kalman_filter")
+        raise TypeError("`screen` must be a filter without particles, such as a Kalman filter")
 
     settings = run_settings(
         "pmmh",
@@ -143,17 +147,19 @@ def pmmh(
     )
     file = RunFile(checkpoint, checkpoint_every, settings, resume)
     chains = MetropolisChains(likelihood, correlation, screening, target_acceptance)
+    kept: dict[str, list[Tensor]] = {"vectors": [], "states": [], "log_likelihood": [], "acceptance": []}
     saved = file.load()
     if saved is None:
         chains.start(num_chains, initial)
-        done, kept = 0, {"vectors": [], "states": [], "log_likelihood": [], "acceptance": []}
+        start = 0
     else:
         chains.load_state_dict(saved["chains"])
-        done, kept = saved["done"], {name: list(x.unbind(1)) for name, x in saved["kept"].items()}
+        start = saved["done"]
+        kept |= {name: list(x.to(data.device).unbind(1)) for name, x in saved["kept"].items()}
 
     last = num_warmup + num_draws * thin
-    with tqdm(total=last, initial=done, desc="pmmh", disable=not progress, dynamic_ncols=True) as bar:
-        for done in range(done + 1, last + 1):
+    with tqdm(total=last, initial=start, desc="pmmh", disable=not progress, dynamic_ncols=True) as bar:
+        for done in range(start + 1, last + 1):
             probability = chains.step(adapt=done <= num_warmup)
             if done > num_warmup and (done - num_warmup) % thin == 0:
                 _keep(kept, chains, probability)

@@ -37,7 +37,8 @@ class RunFile:
     def __init__(self, path: str | os.PathLike[str] | None, every: int, settings: dict[str, Any], resume: bool) -> None:
         if every < 1:
             raise ValueError(f"`checkpoint_every` must be at least 1, got {every}")
-        self.path, self.every, self.settings, self.resume = None if path is None else Path(path), every, settings, resume
+        self.path = None if path is None else Path(path)
+        self.every, self.settings, self.resume = every, settings, resume
 
     def load(self) -> dict[str, Any] | None:
         """What was saved; the random generators go back to their states then. None: begin afresh."""

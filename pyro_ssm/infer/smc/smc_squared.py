@@ -115,6 +115,7 @@ def smc_squared(
     else:
         evidence, log_weights = Evidence(saved["evidence"]), saved["log_weights"].to(data.device)
         bank = _restored(likelihood, saved)
+        bank.restart_noise()
         file.load()  # the generators once more: restoring drew from them
 
     last = bank.num_times
