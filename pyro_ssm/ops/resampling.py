@@ -25,6 +25,7 @@ __all__ = [
     "Scheme",
     "ancestors_of",
     "at_points",
+    "at_unsorted_points",
     "killing",
     "multinomial",
     "residual",
@@ -200,6 +201,28 @@ def at_points(weights: Tensor, points: Tensor) -> Tensor:
     cumulative = _cumulative(_rows(weights))
     share = (cumulative / cumulative[:, -1:] * _ONE_UP).contiguous()
     return _back(_ancestors(torch.searchsorted(_rows(points).contiguous(), share)), weights.shape)
+
+
+def at_unsorted_points(weights: Tensor, points: Tensor) -> Tensor:
+    """The same at any number of points, in any order: at uniform ones, independent draws.
+
+    Args:
+        weights: ``(N, *batch)``.
+        points: float64 ``(M, *batch)`` in [0, 1).
+
+    Returns:
+        int64 ``(M, *batch)``.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.resampling import at_unsorted_points
+    >>> at_unsorted_points(torch.tensor([0.5, 0.0, 0.5]), torch.tensor([0.9, 0.1, 0.5, 0.0], dtype=torch.float64))
+    tensor([2, 0, 2, 0])
+    """
+    cumulative = _cumulative(_rows(weights))
+    total = cumulative[:, -1:]
+    point = torch.minimum(_rows(points) * total, torch.nextafter(total, torch.zeros_like(total)))
+    index = torch.searchsorted(cumulative, point.contiguous(), right=True).clamp(max=len(weights) - 1)
+    return _back(index, points.shape)
 
 
 def ancestors_of(counts: Tensor) -> Tensor:

@@ -8,30 +8,36 @@ algorithms (smoothers, particle MCMC) stand on :class:`Stepper`, ``init`` and ``
 """
 
 from pyro_ssm.infer.smc.auxiliary import auxiliary
+from pyro_ssm.infer.smc.backward import backward_indices
 from pyro_ssm.infer.smc.bootstrap import bootstrap
 from pyro_ssm.infer.smc.check import ParticleCollapseWarning
 from pyro_ssm.infer.smc.collectors.base import Collector
 from pyro_ssm.infer.smc.collectors.fixed_lag import FixedLag
 from pyro_ssm.infer.smc.collectors.genealogy import Ancestry, Genealogy
 from pyro_ssm.infer.smc.collectors.moments import FilteredMoments, Moments
-from pyro_ssm.infer.smc.collectors.online_smoothing import OnlineSmoothing, backward_indices
+from pyro_ssm.infer.smc.collectors.online_smoothing import OnlineSmoothing
 from pyro_ssm.infer.smc.collectors.quantiles import Quantiles
 from pyro_ssm.infer.smc.collectors.variance import EvidenceVariance, MeanVariance
+from pyro_ssm.infer.smc.conditional import ConditionalPath, conditional_smc
 from pyro_ssm.infer.smc.data_tempering import ibis
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.filter import ParticleFiltered, particle_filter
 from pyro_ssm.infer.smc.guided import guided
-from pyro_ssm.infer.smc.iterated import IteratedFilteringResult, iterated_filtering
+from pyro_ssm.infer.smc.iterated import SampledPaths, iterated_csmc
 from pyro_ssm.infer.smc.locally_optimal import locally_optimal
 from pyro_ssm.infer.smc.model_steps import StateParticles
 from pyro_ssm.infer.smc.noise import FixedNoise, Noise, PseudoRandom, QuasiRandom
 from pyro_ssm.infer.smc.online import OnlineParticleFilter, OnlineState
+from pyro_ssm.infer.smc.parameter_moves import HamiltonianMove, ParameterMove, RandomWalkMove
 from pyro_ssm.infer.smc.parameter_smc import ParameterSMCResult
+from pyro_ssm.infer.smc.particle_gibbs import particle_gibbs
+from pyro_ssm.infer.smc.perturbed import IteratedFilteringResult, iterated_filtering
 from pyro_ssm.infer.smc.pmmh import pmmh
 from pyro_ssm.infer.smc.posterior_draws import ParticleMCMCResult, RandomParameters
 from pyro_ssm.infer.smc.rao_blackwellised import Weighed, linear_step, rao_blackwellised
 from pyro_ssm.infer.smc.resample import AncestorResampling, Resampled, Resampling, Weighted
 from pyro_ssm.infer.smc.smc_squared import smc_squared
+from pyro_ssm.infer.smc.smoother import ParticleSmoothed, particle_smoother
 from pyro_ssm.infer.smc.stepper import Cloud, Step, Stepper
 from pyro_ssm.infer.smc.tempering import smc_sampler
 
@@ -40,12 +46,14 @@ __all__ = [
     "Ancestry",
     "Cloud",
     "Collector",
+    "ConditionalPath",
     "EvidenceVariance",
     "FeynmanKac",
     "FilteredMoments",
     "FixedLag",
     "FixedNoise",
     "Genealogy",
+    "HamiltonianMove",
     "IteratedFilteringResult",
     "MeanVariance",
     "Moments",
@@ -53,16 +61,20 @@ __all__ = [
     "OnlineParticleFilter",
     "OnlineSmoothing",
     "OnlineState",
+    "ParameterMove",
     "ParameterSMCResult",
     "ParticleCollapseWarning",
     "ParticleFiltered",
     "ParticleMCMCResult",
+    "ParticleSmoothed",
     "PseudoRandom",
-    "QuasiRandom",
     "Quantiles",
+    "QuasiRandom",
     "RandomParameters",
+    "RandomWalkMove",
     "Resampled",
     "Resampling",
+    "SampledPaths",
     "StateParticles",
     "Step",
     "Stepper",
@@ -71,12 +83,16 @@ __all__ = [
     "auxiliary",
     "backward_indices",
     "bootstrap",
+    "conditional_smc",
     "guided",
     "ibis",
+    "iterated_csmc",
     "iterated_filtering",
     "linear_step",
     "locally_optimal",
     "particle_filter",
+    "particle_gibbs",
+    "particle_smoother",
     "pmmh",
     "rao_blackwellised",
     "smc_sampler",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ssm.components import SampleOnly
+from pyro_ssm.components import AffineGaussian, FiniteState, SampleOnly
 from pyro_ssm.infer.smc.densities import log_density
 from pyro_ssm.infer.smc.feynman_kac import Draw, FeynmanKac
 from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles
@@ -101,6 +101,7 @@ def process(
     'process'
     """
     has_density = not isinstance(steps.model.transition, SampleOnly)
+    markov = steps.memory is None and has_density
     return FeynmanKac(
         kernel.initial,
         kernel.propagate,
@@ -109,7 +110,9 @@ def process(
         steps.batch_shape,
         step_mask=steps.step_mask,
         active=active,
-        log_backward=_log_transition(steps) if steps.memory is None and has_density else None,
+        log_backward=_log_transition(steps) if markov else None,
+        log_bound=_log_bound(steps) if markov else None,
+        log_step=_log_step(steps) if has_density and not isinstance(steps.model.initial, SampleOnly) else None,
         extend=kernel.extend,
         state=_state,
         describe=steps.describe,
@@ -128,3 +131,29 @@ def _log_transition(steps: ModelSteps) -> Callable[[int, StateParticles, StatePa
         return log_density(steps.law(k, previous.state, None), particles.state)
 
     return log_backward
+
+
+def _log_bound(steps: ModelSteps) -> Callable[[int], Tensor | float] | None:
+    """The largest density of a transition whose covariance is the same from everywhere; a probability is at most 1."""
+    if isinstance(steps.model.transition, FiniteState):
+        return lambda k: 0.0
+    if not isinstance(steps.model.transition, AffineGaussian):
+        return None
+    like = steps.data.values
+    anywhere = like.new_zeros((1,) + tuple(steps.batch_shape) + (1, steps.model.initial.state_dim))
+
+    def log_bound(k: int) -> Tensor:
+        law = steps.law(k, anywhere, None)
+        return log_density(law, law.mean)[0]
+
+    return log_bound
+
+
+def _log_step(steps: ModelSteps) -> Callable[[int, StateParticles | None, StateParticles], Tensor]:
+    def log_step(k: int, previous: StateParticles | None, particles: StateParticles) -> Tensor:
+        state = particles.state
+        _, summary = steps.before(k, previous, state.shape[:-2])
+        law = steps.law(k, None if previous is None else previous.state, summary)
+        return log_density(law, state) + steps.log_observation(k, state, particles.summary)
+
+    return log_step

@@ -62,6 +62,9 @@ class FeynmanKac:
         log_backward: ``(k, previous, particles)``, :math:`\\log M_k G_k` up to terms without ``previous``, broadcast
             over leading dims: the weights of the backward kernel. None where the future depends on more than the
             particle shows (memory) or there is no density; backward sampling and its kin then do not apply.
+        log_bound: ``k -> (*batch)``, an upper bound of ``log_backward`` at step k; None where none is known.
+        log_step: ``(k, previous, particles) -> (N, *batch)``, :math:`\\log M_k G_k` in full, as a density of the state;
+            previous is None at k = 0. None where there is no density.
         extend: ``(k, previous, state) -> particles``: the particles at k whose state ``(N, *batch, state)`` is given
             instead of drawn (a retained path of conditional SMC); previous is None at k = 0.
         state: ``particles -> (N, *batch, state)``, what moments are taken of; by default the first tensor of the tree.
@@ -94,6 +97,8 @@ class FeynmanKac:
     active: Tensor | None = None
     log_twist: Callable[[int, Any], Tensor] | None = None
     log_backward: Callable[[int, Any, Any], Tensor] | None = None
+    log_bound: Callable[[int], Tensor | float] | None = None
+    log_step: Callable[[int, Any, Any], Tensor] | None = None
     extend: Callable[[int, Any, Tensor], Any] | None = None
     state: Callable[[Any], Tensor] = _state
     looks_ahead: bool = False

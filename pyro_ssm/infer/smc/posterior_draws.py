@@ -132,11 +132,9 @@ class RandomParameters:
         site = next(iter(self._slots))
         lead = given[site].shape[: given[site].dim() - self._own_dims[site]]
         flat = {site: value.reshape((-1,) + value.shape[len(lead) :]) for site, value in given.items()}
-        rows = []
-        for i in range(math.prod(lead)):  # one by one: a prior's support may depend on other values
-            reading = _Invert(self._slots, {site: value[i] for site, value in flat.items()})
-            self._trace(reading)
-            rows.append(torch.cat([reading.found[site].reshape(-1).double() for site in self._slots]))
+        if self._at_once:
+            return self._invert(flat, 1).reshape(lead + (self.dim,))
+        rows = [self._invert({site: value[i] for site, value in flat.items()}, 0) for i in range(math.prod(lead))]
         return torch.stack(rows).reshape(lead + (self.dim,))
 
     def to_values(self, vector: Tensor) -> dict[str, Tensor]:
@@ -158,7 +156,8 @@ class RandomParameters:
             value = values[name]
             ones = (1,) * (batch - self._plates[site]) if lead else ()
             values[name] = value.reshape(value.shape[:lead] + ones + value.shape[lead:])
-        return self.model.bind(values)
+        with local_parameters():
+            return self.model.bind(values)
 
     # ------------------------------------------------------------------------------------------------ readings
 
@@ -169,6 +168,12 @@ class RandomParameters:
         values, density = self._all(rows) if self._at_once else self._one_by_one(rows)
         named = {self._sites[site]: value.reshape(lead + value.shape[1:]) for site, value in values.items()}
         return named, density.reshape(lead)
+
+    def _invert(self, values: dict[str, Tensor], lead: int) -> Tensor:
+        reading = _Invert(self._slots, values)
+        self._trace(reading)
+        parts = [reading.found[site].double() for site in self._slots]
+        return torch.cat([part.reshape(part.shape[:lead] + (-1,)) for part in parts], -1)
 
     def _all(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         reading = _Constrain(set(self._sites), self._slots, rows)

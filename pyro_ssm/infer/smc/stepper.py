@@ -100,7 +100,7 @@ class Stepper:
     def init(self) -> Step:
         """Draw the first cloud and weigh it."""
         shape = torch.Size((self.num_particles,)) + self.fk.batch_shape
-        particles = self.fk.initial(partial(self.noise.draw, 0), shape)
+        particles = self._begin(shape)
         like = self.fk.state(particles)
         equal = like.new_full((), -math.log(self.num_particles)).expand(shape)
         return self._weigh(0, particles, None, equal, (None, None, False))
@@ -117,10 +117,16 @@ class Stepper:
         if alive is False:  # every series has ended
             return self._weigh(k, last.cloud.particles, None, last.cloud.log_weights, (last.cloud, None, False))
         previous, log_weights, ancestors, resampled = self._resample(k, last, alive)
-        particles = fk.propagate(k, previous, partial(self.noise.draw, k))
+        particles = self._move(k, previous)
         if alive is not None:
             particles = tree_where(alive, particles, previous, len(fk.batch_shape))
         return self._weigh(k, particles, previous, log_weights, (last.cloud, ancestors, resampled))
+
+    def _begin(self, shape: torch.Size) -> Any:
+        return self.fk.initial(partial(self.noise.draw, 0), shape)
+
+    def _move(self, k: int, previous: Any) -> Any:
+        return self.fk.propagate(k, previous, partial(self.noise.draw, k))
 
     def _resample(self, k: int, last: Step, alive: Tensor | None) -> tuple[Any, Tensor, Tensor | None, Tensor | bool]:
         """The particles to propagate, their log-weights, their ancestors, and the series that were resampled."""

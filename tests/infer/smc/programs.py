@@ -7,6 +7,8 @@ import torch
 from pyro_ssm.components import Gaussian, SampleOnly, Transition
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer import particle_filter
+from pyro_ssm.infer.smc import Noise
+from pyro_ssm.infer.smc.draws import from_normals, normal_dim
 from tests.contracts.toys import normal
 
 D = torch.float64
@@ -29,6 +31,36 @@ def assert_unbiased(total, exact, sigmas=4.0):
     error = ratio.std() / math.sqrt(len(ratio))
     assert error < 0.1, "too variable to show anything"
     assert abs(float(ratio.mean()) - 1) < sigmas * float(error), (float(ratio.mean()), float(error))
+
+
+def close(found, wanted, sigmas=4.5, bias=4e-3):
+    """Means over repetitions (dim 0) within their own standard errors, and a bias of the order of 1 / N."""
+    error = found.std(0) / math.sqrt(len(found))
+    assert ((found.mean(0) - wanted).abs() < sigmas * error + bias).all(), (found.mean(0) - wanted) / error
+
+
+class Replayed(Noise):
+    """Noise by step and series: a batch, and each of its series alone, draw the same numbers."""
+
+    def __init__(self, seed, series):
+        self.seed, self.series = seed, series
+
+    def restart(self, state_dim=None):
+        self.calls = {}
+
+    def _stack(self, k, shape, sample):
+        call = self.calls[k, sample] = self.calls.get((k, sample), -1) + 1  # of this kind, at this step
+        parts = []
+        for b in self.series:
+            generator = torch.Generator().manual_seed(self.seed + 100_000 * k + 1000 * b + call)
+            parts.append(sample((shape[0],) + tuple(shape[2:]), generator=generator, dtype=D))
+        return torch.stack(parts, 1)
+
+    def draw(self, k, law, shape):
+        return from_normals(law, self._stack(k, shape + (normal_dim(law),), torch.randn))
+
+    def uniforms(self, k, shape, device):
+        return self._stack(k, shape, torch.rand)
 
 
 def totals(fk, num_particles, **options):

@@ -20,7 +20,7 @@ from pyro_ssm.infer.smc import (
     backward_indices,
 )
 from tests.contracts.toys import remembering, series, toy
-from tests.infer.smc.programs import D, repeated
+from tests.infer.smc.programs import D, close, repeated
 
 RUNS = 60
 
@@ -35,12 +35,6 @@ def calm(num_times):
 def no_gradients():
     with torch.no_grad():
         yield
-
-
-def close(found, wanted, sigmas=4.5, bias=4e-3):
-    """Means over repetitions (dim 0) within their own standard errors, and a bias of the order of 1 / N."""
-    error = found.std(0) / math.sqrt(len(found))
-    assert ((found.mean(0) - wanted).abs() < sigmas * error + bias).all(), (found.mean(0) - wanted) / error
 
 
 def test_moments_of_a_function_and_quantiles():

@@ -34,7 +34,7 @@ class Ancestry(NamedTuple):
 
         Early states of different paths coincide: those of few particles survive.
         """
-        return self._trace(None)
+        return self.trace(None)
 
     def sample_paths(self, num_samples: int) -> Tensor:
         """Equally weighted draws of ancestral paths, ``(num_samples, *batch, time, state)``, systematic in the weights.
@@ -48,9 +48,10 @@ class Ancestry(NamedTuple):
         shift = torch.rand((1,) + weights.shape[1:], dtype=torch.float64, device=weights.device)
         chosen = systematic(weights, shift)
         shuffled = torch.rand(chosen.shape, device=weights.device).argsort(0)[:num_samples]
-        return self._trace(chosen.gather(0, shuffled))
+        return self.trace(chosen.gather(0, shuffled))
 
-    def _trace(self, last: Tensor | None) -> Tensor:
+    def trace(self, last: Tensor | None) -> Tensor:
+        """The ancestral paths of given particles of the last cloud, int64 ``(M, *batch)``; None: of all, in order."""
         batch = self.clouds[-1].log_weights.shape[1:]
         line, path = last, []
         for k in range(len(self.states) - 1, -1, -1):

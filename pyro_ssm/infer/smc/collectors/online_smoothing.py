@@ -8,56 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ssm.infer.smc.backward import backward_indices, rejection_indices, require_backward
 from pyro_ssm.infer.smc.collectors.base import Collector
 from pyro_ssm.infer.smc.collectors.moments import weighted_mean
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
-from pyro_ssm.infer.smc.stepper import Cloud, Step
-from pyro_ssm.infer.smc.tree import take, tree_map
-from pyro_ssm.ops.resampling import multinomial
+from pyro_ssm.infer.smc.stepper import Step
+from pyro_ssm.infer.smc.tree import take
 
-__all__ = ["OnlineSmoothing", "backward_indices"]
-
-_PAIRS = 2**22  # pairs of particles weighed at a time
-
-
-def backward_indices(fk: FeynmanKac, previous: Cloud, particles: Any, k: int, num_draws: int) -> Tensor:
-    """Draws from the backward kernel: for each particle at k, indices into the cloud before.
-
-    .. math:: P(J_n = i) \\propto W_{k-1}^i\\, M_k G_k(x_{k-1}^i, x_k^n)
-
-    Every pair is weighed, in blocks: N times N a series.
-
-    Args:
-        fk: with ``log_backward``.
-        previous: the cloud after step k - 1.
-        particles: at k, leaves ``(N, *batch, ...)``.
-        k: the step.
-        num_draws: independent draws for each particle.
-
-    Returns:
-        int64 ``(num_draws, N, *batch)``.
-
-    >>> import torch, pyro_ssm as ssm
-    >>> from pyro_ssm.infer.smc import Cloud, StateParticles, backward_indices
-    >>> model = ssm.StateSpaceModel(
-    ...     ssm.dynamics.NormalInitial(1), ssm.dynamics.LinearNormal(1), ssm.emissions.LinearNormal(1, 1))
-    >>> fk = ssm.infer.bootstrap(model, ssm.TimeSeries(torch.arange(2.0), torch.zeros(2, 1)))
-    >>> x = StateParticles(torch.randn(5, 1, 1), None, None)
-    >>> backward_indices(fk, Cloud(x, torch.zeros(5), 0), x, 1, num_draws=2).shape
-    torch.Size([2, 5])
-    """
-    num, found = previous.num_particles, []
-    block = max(1, _PAIRS // max(previous.log_weights.numel(), 1))
-    early = tree_map(lambda x: x.unsqueeze(1), previous.particles)
-    for start in range(0, num, block):
-        late = tree_map(lambda x, at=start: x[at : at + block].unsqueeze(0), particles)
-        pairs = previous.log_weights.unsqueeze(1) + fk.log_backward(k, early, late)  # (N before, block, *batch)
-        weights = (pairs - pairs.amax(0)).exp()
-        cumulative = weights.movedim(0, -1).cumsum(-1, dtype=torch.float64)
-        point = torch.rand(cumulative.shape[:-1] + (num_draws,), dtype=torch.float64, device=weights.device)
-        index = torch.searchsorted(cumulative, point * cumulative[..., -1:], right=True).clamp(max=num - 1)
-        found.append(index.movedim(-1, 0))
-    return torch.cat(found, 1)
+__all__ = ["OnlineSmoothing"]
 
 
 class OnlineSmoothing(Collector):
@@ -111,11 +69,7 @@ class OnlineSmoothing(Collector):
         self.name = name
 
     def start(self, fk: FeynmanKac, num_particles: int) -> None:
-        if fk.log_backward is None:
-            raise ValueError(
-                "OnlineSmoothing needs a backward kernel, and this process has none (a memory, a SampleOnly "
-                "transition, or an integrated part). Use FixedLag or Genealogy"
-            )
+        require_backward(fk, "OnlineSmoothing", "FixedLag or Genealogy")
         self._fk = fk
         self._statistic: Tensor | None = None
         self._found: list[Tensor] = []
@@ -140,34 +94,12 @@ class OnlineSmoothing(Collector):
         if self.log_bound is None:
             indices = backward_indices(self._fk, previous, particles, k, self.num_draws)
         else:
-            indices = torch.stack([self._rejection(previous, particles, k) for _ in range(self.num_draws)])
+            draws = [
+                rejection_indices(self._fk, previous, particles, k, self.log_bound, self.trials)
+                for _ in range(self.num_draws)
+            ]
+            indices = torch.stack(draws)
         for index in indices:
             before, statistic = take((previous.particles, self._statistic), index, batch)
             terms.append(statistic + self.function(k, before, particles))
         return torch.stack(terms).mean(0)
-
-    def _rejection(self, previous: Cloud, particles: Any, k: int) -> Tensor:
-        """J with probability W_J, accepted with probability q(x_J, x) / bound; pair by pair what is left at the end."""
-        fk, shape = self._fk, previous.log_weights.shape
-        device = previous.log_weights.device
-        found = torch.zeros(shape, dtype=torch.int64, device=device)
-        open_ = torch.ones(shape, dtype=torch.bool, device=device)
-        for _ in range(self.trials):
-            rows = torch.rand((shape[0] + 1,) + shape[1:], dtype=torch.float64, device=device)
-            # sorted draws, dealt in random order, are independent of the particle that tries them
-            trial = multinomial(previous.weights, rows).gather(0, torch.rand(shape, device=device).argsort(0))
-            log_ratio = fk.log_backward(k, take(previous.particles, trial, shape[1:]), particles) - self.log_bound
-            if bool((log_ratio > 1e-3).any()):
-                raise ValueError(
-                    f"OnlineSmoothing: `log_bound` is {self.log_bound}, but a log transition density at step {k} is "
-                    f"{float(log_ratio.max()) + self.log_bound:.4g}. Give an upper bound, or leave `log_bound` out"
-                )
-            accepted = open_ & (torch.rand(shape, device=device).log() < log_ratio)
-            found = torch.where(accepted, trial, found)
-            open_ = open_ & ~accepted
-            if not bool(open_.any()):
-                return found
-        left = open_.reshape(shape[0], -1).any(1).nonzero()[:, 0]  # particles with a series still open
-        rest = backward_indices(fk, previous, tree_map(lambda x: x[left], particles), k, 1)[0]
-        found[left] = torch.where(open_[left], rest, found[left])
-        return found
