@@ -52,24 +52,24 @@ class MetropolisChains:
         self._walk: AdaptiveWalk
         self._visited: list[Tensor] = []  # during warm-up
 
-    def start(self, num_chains: int, initial: Mapping[str, Any] | None) -> None:
+    def start(self, num_chains: int, start: Mapping[str, Any] | None) -> None:
         """Choose where the chains begin.
 
         Raises:
             ValueError: a chain would begin where the data are impossible.
         """
         parameters = self.likelihood.parameters
-        if initial is None:
+        if start is None:
             candidates = self.likelihood(parameters.draw(_TRIES * num_chains))
             total = (candidates.log_prior + candidates.log_likelihood).reshape(num_chains, _TRIES)
             best = total.argmax(1) + _TRIES * torch.arange(num_chains, device=total.device)
             vectors = candidates.vectors[best]
             possible = torch.isfinite(total.amax(1))
         else:
-            vectors = parameters.to_vector(initial)
+            vectors = parameters.to_vector(start)
             if vectors.shape not in ((parameters.dim,), (num_chains, parameters.dim)):
                 raise ValueError(
-                    f"`initial` holds values for {tuple(vectors.shape[:-1])}, but one for all or one for each of the "
+                    f"`start` holds values for {tuple(vectors.shape[:-1])}, but one for all or one for each of the "
                     f"{num_chains} chains is wanted"
                 )
             vectors = vectors.expand(num_chains, parameters.dim).contiguous()
@@ -77,8 +77,8 @@ class MetropolisChains:
         if not bool(possible.all()):
             raise ValueError(
                 f"chain {int((~possible).nonzero()[0])}: the data have no likelihood at "
-                + ("`initial`" if initial is not None else f"any of {_TRIES} draws from the prior")
-                + ". Give other `initial` values, more particles, or a filter that sees the observations"
+                + ("`start`" if start is not None else f"any of {_TRIES} draws from the prior")
+                + ". Give other `start` values, more particles, or a filter that sees the observations"
             )
         if self.correlation:
             data = self.likelihood.data

@@ -54,7 +54,7 @@ def iterated_filtering(
     *,
     perturbation: float | Tensor = 0.02,
     cooling: float = 0.5,
-    initial: Mapping[str, Any] | None = None,
+    start: Mapping[str, Any] | None = None,
     num_repeats: int = 10,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 10,
@@ -86,7 +86,7 @@ def iterated_filtering(
         perturbation: :math:`\\sigma`, in the unconstrained space of the parameters (for positive ones that of their
             logarithm): a number, or one for each coordinate ``(dim,)``.
         cooling: a, what is left of the perturbations after 50 iterations.
-        initial: values ``(*event)`` by dotted name to start from; default: a cloud of prior draws.
+        start: values ``(*event)`` by dotted name to start from; default: a cloud of prior draws.
         num_repeats: particle filters from which the likelihood at the estimate is estimated.
         checkpoint: path of a file with the whole state, written atomically.
         checkpoint_every: iterations between checkpoints.
@@ -135,7 +135,7 @@ def iterated_filtering(
     file = RunFile(checkpoint, checkpoint_every, settings, resume)
     saved = file.load()
     if saved is None:
-        swarm = _start(likelihood, initial)
+        swarm = _start(likelihood, start)
         trace, totals = [swarm.mean(0)], []
     else:
         swarm, trace, totals = saved["swarm"].to(data.device), list(saved["trace"]), list(saved["totals"])
@@ -172,14 +172,14 @@ def iterated_filtering(
     )
 
 
-def _start(likelihood: ParameterLikelihood, initial: Mapping[str, Any] | None) -> Tensor:
+def _start(likelihood: ParameterLikelihood, start: Mapping[str, Any] | None) -> Tensor:
     """The first swarm ``(N, dim)``: a given point, or prior draws resampled by their likelihood."""
     parameters, number = likelihood.parameters, likelihood.num_particles
-    if initial is not None:
-        return parameters.to_vector(initial).expand(number, parameters.dim).contiguous()
+    if start is not None:
+        return parameters.to_vector(start).expand(number, parameters.dim).contiguous()
     drawn = likelihood(parameters.draw(min(_TRIES, number)))
     if not bool(torch.isfinite(drawn.log_likelihood).any()):
-        raise ValueError("no draw from the prior explains the data: give `initial` values")
+        raise ValueError("no draw from the prior explains the data: give `start` values")
     ranks = drawn.log_likelihood.argsort(descending=True)
     better = drawn.vectors[ranks[: max(1, len(ranks) // 4)]]  # a quarter: neither a point nor the whole prior
     return better[torch.arange(number) % len(better)]

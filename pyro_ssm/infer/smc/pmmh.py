@@ -34,7 +34,7 @@ def pmmh(
     filter: Filter = bootstrap,
     correlation: float = 0.0,
     screen: Filter | None = None,
-    initial: Mapping[str, Any] | None = None,
+    start: Mapping[str, Any] | None = None,
     target_acceptance: float | None = None,
     resampling: str | Resampling | None = None,
     ess_threshold: float = 0.5,
@@ -76,7 +76,7 @@ def pmmh(
             proposals of states; memory grows with the number of times and particles.
         screen: a cheap filter without particles that sees every proposal first; the particle filter runs only for those
             that it accepts, and corrects it: delayed acceptance. The posterior stays exact.
-        initial: values ``(num_chains, *event)`` or ``(*event)`` by dotted name to start from; default: the best of ten
+        start: values ``(num_chains, *event)`` or ``(*event)`` by dotted name to start from; default: the best of ten
             draws from the prior for each chain.
         target_acceptance: what the walk adapts to; default 0.44 for one parameter, else 0.234.
         resampling: as in :func:`particle_filter`; default ``"systematic"``, with ``correlation``
@@ -150,16 +150,16 @@ def pmmh(
     kept: dict[str, list[Tensor]] = {"vectors": [], "states": [], "log_likelihood": [], "acceptance": []}
     saved = file.load()
     if saved is None:
-        chains.start(num_chains, initial)
-        start = 0
+        chains.start(num_chains, start)
+        begun = 0
     else:
         chains.load_state_dict(saved["chains"])
-        start = saved["done"]
+        begun = saved["done"]
         kept |= {name: list(x.to(data.device).unbind(1)) for name, x in saved["kept"].items()}
 
     last = num_warmup + num_draws * thin
-    with tqdm(total=last, initial=start, desc="pmmh", disable=not progress, dynamic_ncols=True) as bar:
-        for done in range(start + 1, last + 1):
+    with tqdm(total=last, initial=begun, desc="pmmh", disable=not progress, dynamic_ncols=True) as bar:
+        for done in range(begun + 1, last + 1):
             probability = chains.step(adapt=done <= num_warmup)
             if done > num_warmup and (done - num_warmup) % thin == 0:
                 _keep(kept, chains, probability)

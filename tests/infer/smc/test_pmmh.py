@@ -96,14 +96,14 @@ def test_start_values():
     one = {"transition.rate": torch.tensor(0.7, dtype=D), "emission.scale": torch.tensor(0.3, dtype=D)}
     each = {name: value.expand(3) for name, value in one.items()}
     drawn = []
-    for initial in (one, each):
+    for start in (one, each):
         torch.manual_seed(0)
-        drawn.append(pmmh(model, data, 2, 10, num_chains=3, num_warmup=0, initial=initial, progress=False))
+        drawn.append(pmmh(model, data, 2, 10, num_chains=3, num_warmup=0, start=start, progress=False))
     assert torch.equal(drawn[0].parameters["transition.rate"], drawn[1].parameters["transition.rate"])
     with pytest.raises(ValueError, match="one for each of the 4 chains"):
-        pmmh(model, data, 2, 10, num_chains=4, initial=each, progress=False)
+        pmmh(model, data, 2, 10, num_chains=4, start=each, progress=False)
     with pytest.raises(KeyError, match=r"emission\.scale"):
-        pmmh(model, data, 2, 10, initial={"transition.rate": one["transition.rate"]}, progress=False)
+        pmmh(model, data, 2, 10, start={"transition.rate": one["transition.rate"]}, progress=False)
 
 
 def test_impossible_parameters_are_rejected_not_raised():
@@ -124,8 +124,8 @@ def test_impossible_parameters_are_rejected_not_raised():
     found = pmmh(model, data, 100, 20, filter=fails, num_chains=4, num_warmup=50, progress=False)
     assert float(found.parameters["transition.rate"].max()) <= 0.6
     assert torch.isfinite(found.log_likelihood).all()
-    with pytest.raises(ValueError, match="no likelihood at `initial`"):
-        pmmh(model, data, 2, 20, filter=fails, initial={"transition.rate": torch.tensor(2.0, dtype=D)}, progress=False)
+    with pytest.raises(ValueError, match="no likelihood at `start`"):
+        pmmh(model, data, 2, 20, filter=fails, start={"transition.rate": torch.tensor(2.0, dtype=D)}, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_reaches_the_maximum():
     model, data, known = judged(one=True, num_times=20, batch=(2,))
     start = {"transition.rate": FAR["transition.rate"]}
     runs = [
-        iterated_filtering(model, data, 150, 12, perturbation=0.2, cooling=1e-4, initial=start, progress=False)
+        iterated_filtering(model, data, 150, 12, perturbation=0.2, cooling=1e-4, start=start, progress=False)
         for _ in range(3)
     ]
     assert exact_at(model, data, start) < known.best_log_likelihood - 2
@@ -38,7 +38,7 @@ def test_without_perturbation_it_is_a_particle_filter():
     """The likelihood of the unperturbed model is unbiased, missing values and all."""
     model, data = make_model(), make_data(6)
     start = {"transition.rate": torch.tensor(0.5, dtype=D), "emission.scale": torch.tensor(0.8, dtype=D)}
-    found = iterated_filtering(model, data, 80, 100, perturbation=0.0, initial=start, progress=False)
+    found = iterated_filtering(model, data, 80, 100, perturbation=0.0, start=start, progress=False)
     assert_unbiased(found.perturbed_log_likelihood, exact_at(model, data, start))
     for name, value in start.items():
         assert torch.allclose(found.trace[name], value)
@@ -46,7 +46,7 @@ def test_without_perturbation_it_is_a_particle_filter():
 
 def test_coordinates_move_as_they_are_told():
     model, data, _ = judged()
-    still = iterated_filtering(model, data, 50, 3, perturbation=torch.tensor([0.1, 0.0]), initial=FAR, progress=False)
+    still = iterated_filtering(model, data, 50, 3, perturbation=torch.tensor([0.1, 0.0]), start=FAR, progress=False)
     assert torch.allclose(still.trace["emission.scale"], FAR["emission.scale"])
     assert float(still.trace["transition.rate"].log().std()) > 0.01
 
