@@ -6,7 +6,6 @@ import arviz as az
 import pytest
 import torch
 
-from pyro_ssm.components import FiniteState
 from pyro_ssm.diagnostics import to_inference_data
 from pyro_ssm.infer import bootstrap, kalman_filter, locally_optimal, pmmh
 from pyro_ssm.infer.smc.correlated import CorrelatedNoise
@@ -30,9 +29,10 @@ KINDS = {
     "delayed acceptance": {"num_particles": 30, "screen": rough_filter},
     "another proposal of states": {"num_particles": 10, "filter": locally_optimal},
 }
+SLOW = {"another proposal of states": pytest.mark.slow}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=SLOW.get(kind, ())) for kind in KINDS])
 def test_draws_are_from_the_posterior(kind):
     """Chains are independent: their means give the standard error of what they find."""
     model, data, known = judged()
@@ -151,4 +151,3 @@ def test_model_without_priors_is_refused():
     model, data, _ = judged(one=True)
     with pytest.raises(TypeError, match="must be unbound"):
         pmmh(model.bind({"transition.rate": torch.tensor(1.0)}), data, 2)
-    assert not isinstance(model.transition, FiniteState)
