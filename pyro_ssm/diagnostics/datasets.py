@@ -19,7 +19,7 @@ from pyro_ssm.diagnostics.axes import Axes
 from pyro_ssm.diagnostics.densities import Densities, densities, log_prior, log_weight, one_step
 from pyro_ssm.guides import Guide
 from pyro_ssm.infer import FitResult
-from pyro_ssm.infer.smc import ParticleMCMCResult
+from pyro_ssm.infer.smc import ParameterSMCResult, ParticleMCMCResult
 from pyro_ssm.models import StateSpaceModel, emission_law, history
 from pyro_ssm.predict import Forecast, PosteriorDraws, posterior_draws
 from pyro_ssm.predict.parameters import by_dotted_name
@@ -184,6 +184,8 @@ def _sample_stats(
             kept = torch.arange(number) * values.numel() // number
             stats[name] = axes.array(axes.by_chain(values.flatten()[kept.to(values.device)]), ("chain", "draw"))
         stats["log_evidence"].attrs["density"] = "log of a particle filter's estimate of p(y | parameters), all series"
+    if isinstance(guide, ParameterSMCResult):
+        stats.attrs["log_evidence"] = float(guide.log_evidence)
     return stats
 
 

@@ -20,7 +20,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
 from pyro_ssm.infer import FitResult, evaluating, local_parameters, sample_posterior, sample_posterior_states
 from pyro_ssm.infer.fit_gradient import EmptyGuide
-from pyro_ssm.infer.smc import ParticleMCMCResult
+from pyro_ssm.infer.smc import ParameterSMCResult, ParticleMCMCResult
 from pyro_ssm.models import StateSpaceModel, site_name
 from pyro_ssm.predict.parameters import align, by_dotted_name, event_dims, fits, missing_parameters
 from pyro_ssm.predict.record import record_of
@@ -58,7 +58,8 @@ def posterior_draws(
     ``FitResult``, ``Guide``     the guide                                      the guide
     other guide (``AutoGuide``)  the guide                                      exact (below)
     ``MCMC``, dict of draws      given, by Pyro site or dotted name             given as ``"z"``, else exact
-    ``ParticleMCMCResult``       given                                          given
+    ``ParticleMCMCResult``,      given                                          given
+    ``ParameterSMCResult``
     None                         none are random                                exact
     ===========================  =============================================  ===================================
 
@@ -196,7 +197,7 @@ def _source(model: StateSpaceModel, posterior: Any, data: TimeSeries, num_sample
         return _Amortised(posterior, data)
     if isinstance(posterior, AbstractMCMC):
         return _from_draws(model, data, sampled(posterior), others_allowed=True)
-    if isinstance(posterior, ParticleMCMCResult):
+    if isinstance(posterior, (ParticleMCMCResult, ParameterSMCResult)):
         return _from_draws(model, data, posterior.get_samples(), others_allowed=False)
     if isinstance(posterior, PosteriorDraws):
         return _Given(model, data, dict(posterior.parameters), posterior.states)
@@ -208,8 +209,8 @@ def _source(model: StateSpaceModel, posterior: Any, data: TimeSeries, num_sample
         return _from_draws(model, data, drawn, others_allowed=True)
     raise TypeError(
         f"`posterior` is a {type(posterior).__name__}, but one of these is wanted: what infer.fit returns, a guide, a "
-        "Pyro MCMC that has run, what particle MCMC returns, a dict of draws (by dotted name or Pyro site), or None "
-        "for a model without random parameters"
+        "Pyro MCMC that has run, what particle MCMC or an SMC sampler returns, a dict of draws (by dotted name or Pyro "
+        "site), or None for a model without random parameters"
     )
 
 
@@ -286,7 +287,7 @@ def num_chains(model: StateSpaceModel, posterior: Any, data: TimeSeries) -> int:
     >>> num_chains(model, {"z": torch.zeros(3, 100, 4, 2)}, data)
     3
     """
-    if isinstance(posterior, (AbstractMCMC, ParticleMCMCResult)):
+    if isinstance(posterior, (AbstractMCMC, ParticleMCMCResult, ParameterSMCResult)):
         return posterior.num_chains
     if isinstance(posterior, Mapping):
         return _chains_of_dict(model, posterior, data) or 1

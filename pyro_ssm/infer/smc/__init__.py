@@ -19,6 +19,7 @@ from pyro_ssm.infer.smc.collectors.online_smoothing import OnlineSmoothing
 from pyro_ssm.infer.smc.collectors.quantiles import Quantiles
 from pyro_ssm.infer.smc.collectors.variance import EvidenceVariance, MeanVariance
 from pyro_ssm.infer.smc.conditional import ConditionalPath, conditional_smc
+from pyro_ssm.infer.smc.data_tempering import ibis
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.filter import ParticleFiltered, particle_filter
 from pyro_ssm.infer.smc.guided import guided
@@ -28,12 +29,17 @@ from pyro_ssm.infer.smc.model_steps import StateParticles
 from pyro_ssm.infer.smc.noise import FixedNoise, Noise, PseudoRandom, QuasiRandom
 from pyro_ssm.infer.smc.online import OnlineParticleFilter, OnlineState
 from pyro_ssm.infer.smc.parameter_moves import HamiltonianMove, ParameterMove, RandomWalkMove
+from pyro_ssm.infer.smc.parameter_smc import ParameterSMCResult
 from pyro_ssm.infer.smc.particle_gibbs import particle_gibbs
+from pyro_ssm.infer.smc.perturbed import IteratedFilteringResult, iterated_filtering
+from pyro_ssm.infer.smc.pmmh import pmmh
 from pyro_ssm.infer.smc.posterior_draws import ParticleMCMCResult, RandomParameters
 from pyro_ssm.infer.smc.rao_blackwellised import Weighed, linear_step, rao_blackwellised
 from pyro_ssm.infer.smc.resample import AncestorResampling, Resampled, Resampling, Weighted
+from pyro_ssm.infer.smc.smc_squared import smc_squared
 from pyro_ssm.infer.smc.smoother import ParticleSmoothed, particle_smoother
 from pyro_ssm.infer.smc.stepper import Cloud, Step, Stepper
+from pyro_ssm.infer.smc.tempering import smc_sampler
 
 __all__ = [
     "AncestorResampling",
@@ -48,6 +54,7 @@ __all__ = [
     "FixedNoise",
     "Genealogy",
     "HamiltonianMove",
+    "IteratedFilteringResult",
     "MeanVariance",
     "Moments",
     "Noise",
@@ -55,13 +62,14 @@ __all__ = [
     "OnlineSmoothing",
     "OnlineState",
     "ParameterMove",
+    "ParameterSMCResult",
     "ParticleCollapseWarning",
     "ParticleFiltered",
     "ParticleMCMCResult",
     "ParticleSmoothed",
     "PseudoRandom",
-    "QuasiRandom",
     "Quantiles",
+    "QuasiRandom",
     "RandomParameters",
     "RandomWalkMove",
     "Resampled",
@@ -77,11 +85,16 @@ __all__ = [
     "bootstrap",
     "conditional_smc",
     "guided",
+    "ibis",
     "iterated_csmc",
+    "iterated_filtering",
     "linear_step",
     "locally_optimal",
     "particle_filter",
     "particle_gibbs",
     "particle_smoother",
+    "pmmh",
     "rao_blackwellised",
+    "smc_sampler",
+    "smc_squared",
 ]
