@@ -40,6 +40,7 @@ from pyro_ssm.infer.discrete import (
     viterbi,
 )
 from pyro_ssm.infer.elbo import IWAE, FreeBits
+from pyro_ssm.infer.elbo_particle import ParticleELBO
 from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.fit import FitResult, fit
 from pyro_ssm.infer.gaussian import (
@@ -59,6 +60,7 @@ from pyro_ssm.infer.smc import (
     OnlineParticleFilter,
     OnlineState,
     ParticleFiltered,
+    ParticleMarginal,
     auxiliary,
     bootstrap,
     guided,
@@ -88,7 +90,9 @@ __all__ = [
     "MarginalLaw",
     "OnlineParticleFilter",
     "OnlineState",
+    "ParticleELBO",
     "ParticleFiltered",
+    "ParticleMarginal",
     "RegimeCarry",
     "RegimeEnumeration",
     "SegmentPath",

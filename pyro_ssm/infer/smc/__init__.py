@@ -11,6 +11,7 @@ from pyro_ssm.infer.smc.auxiliary import auxiliary
 from pyro_ssm.infer.smc.bootstrap import bootstrap
 from pyro_ssm.infer.smc.check import ParticleCollapseWarning
 from pyro_ssm.infer.smc.collectors.base import Collector
+from pyro_ssm.infer.smc.collectors.choices import ChoiceLogProb
 from pyro_ssm.infer.smc.collectors.fixed_lag import FixedLag
 from pyro_ssm.infer.smc.collectors.genealogy import Ancestry, Genealogy
 from pyro_ssm.infer.smc.collectors.moments import FilteredMoments, Moments
@@ -24,18 +25,24 @@ from pyro_ssm.infer.smc.locally_optimal import locally_optimal
 from pyro_ssm.infer.smc.model_steps import StateParticles
 from pyro_ssm.infer.smc.noise import FixedNoise, Noise, PseudoRandom, QuasiRandom
 from pyro_ssm.infer.smc.online import OnlineParticleFilter, OnlineState
+from pyro_ssm.infer.smc.particle_marginal import ParticleMarginal
 from pyro_ssm.infer.smc.rao_blackwellised import Weighed, linear_step, rao_blackwellised
 from pyro_ssm.infer.smc.resample import AncestorResampling, Resampled, Resampling, Weighted
+from pyro_ssm.infer.smc.resample_gradient import SoftResampling, StopGradientResampling
+from pyro_ssm.infer.smc.score import FisherScore, fisher_score
 from pyro_ssm.infer.smc.stepper import Cloud, Step, Stepper
+from pyro_ssm.infer.smc.transport import TransportResampling
 
 __all__ = [
     "AncestorResampling",
     "Ancestry",
+    "ChoiceLogProb",
     "Cloud",
     "Collector",
     "EvidenceVariance",
     "FeynmanKac",
     "FilteredMoments",
+    "FisherScore",
     "FixedLag",
     "FixedNoise",
     "Genealogy",
@@ -47,19 +54,24 @@ __all__ = [
     "OnlineState",
     "ParticleCollapseWarning",
     "ParticleFiltered",
+    "ParticleMarginal",
     "PseudoRandom",
     "QuasiRandom",
     "Quantiles",
     "Resampled",
     "Resampling",
+    "SoftResampling",
     "StateParticles",
     "Step",
     "Stepper",
+    "StopGradientResampling",
+    "TransportResampling",
     "Weighed",
     "Weighted",
     "auxiliary",
     "backward_indices",
     "bootstrap",
+    "fisher_score",
     "guided",
     "linear_step",
     "locally_optimal",
