@@ -103,10 +103,10 @@ class FixedNoise(Noise):
         return from_normals(law, self._at(self._normals, k, shape[:-1] + (dim,), "normals").unsqueeze(-2))
 
     def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
-        if self._uniforms is None:
-            if shape[0]:
-                raise ValueError(f"FixedNoise: step {k} resamples, and needs `uniforms` of shape {tuple(shape)} a step")
+        if not shape[0]:  # a resampling that needs none
             return torch.empty(shape, dtype=torch.float64, device=device)
+        if self._uniforms is None:
+            raise ValueError(f"FixedNoise: step {k} resamples, and needs `uniforms` of shape {tuple(shape)} a step")
         return self._at(self._uniforms, k, shape, "uniforms").to(device=device, dtype=torch.float64)
 
     def _at(self, given: Tensor, k: int, shape: torch.Size, name: str) -> Tensor:
