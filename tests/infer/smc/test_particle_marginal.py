@@ -138,23 +138,33 @@ def test_svi_by_the_stop_gradient_finds_the_mode():
 
 
 @pytest.mark.slow
-def test_nuts_on_the_smooth_density_is_near_the_exact_posterior():
-    target, data = program(
-        ParticleMarginal(
-            100, resampling=TransportResampling(0.1), ess_threshold=1.0, noise=fixed(100), build=locally_optimal
-        )
-    )
-    grid = torch.linspace(-3, 3, 601, dtype=D)
+def test_nuts_draws_from_the_smooth_density_which_is_near_the_exact_posterior():
+    """Both on a grid of log rates: the density of the filter, and the exact one."""
+    resampling = TransportResampling(0.3)
+    filter = ParticleMarginal(40, resampling=resampling, ess_threshold=1.0, noise=fixed(40), build=locally_optimal)
+    target, data = program(filter)
+    grid = torch.linspace(-1.8, 1.8, 61, dtype=D)
+    prior = dist.Normal(torch.zeros((), dtype=D), 0.5).log_prob(grid)
     with torch.no_grad():
-        exact = kalman_filter(target.model.bind({"transition.rate": grid.exp()[:, None, None]}), data).log_likelihood
-        density = (exact.sum((-2, -1)) + dist.Normal(torch.zeros((), dtype=D), 0.5).log_prob(grid)).softmax(0)
-    mean = float((density * grid).sum())
-    spread = float((density * (grid - mean).square()).sum().sqrt())
-    mcmc = MCMC(NUTS(target, max_tree_depth=3), num_samples=100, warmup_steps=30, disable_progbar=True)
+        bound = [target.model.bind({"transition.rate": rate.exp().reshape(1)}) for rate in grid]
+        own, exact = (
+            (torch.stack([f(model, data).log_likelihood.sum() for model in bound]) + prior).softmax(0)
+            for f in (filter, kalman_filter)
+        )
+
+    def moments(density):
+        mean = (density * grid).sum()
+        return float(mean), float((density * (grid - mean).square()).sum().sqrt())
+
+    mean, spread = moments(own)
+    assert abs(mean - moments(exact)[0]) < 0.3 * spread and abs(spread / moments(exact)[1] - 1) < 0.1
+    mcmc = MCMC(NUTS(target, max_tree_depth=3), num_samples=80, warmup_steps=60, disable_progbar=True)
     mcmc.run(data)
     draws = mcmc.get_samples()["transition.rate"].log()
-    assert abs(float(draws.mean()) - mean) < 0.5 * spread
-    assert 0.7 < float(draws.std()) / spread < 1.4
+    effective = float(mcmc.diagnostics()["transition.rate"]["n_eff"])
+    assert effective > 20
+    assert abs(float(draws.mean()) - mean) < 4 * spread / effective**0.5
+    assert abs(float(draws.std()) / spread - 1) < 4 / (2 * effective) ** 0.5
 
 
 def test_arguments_and_laws_are_checked():
