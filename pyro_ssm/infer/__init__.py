@@ -40,6 +40,7 @@ from pyro_ssm.infer.discrete import (
     viterbi,
 )
 from pyro_ssm.infer.elbo import IWAE, FreeBits
+from pyro_ssm.infer.elbo_particle import ParticleELBO
 from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.expectation_maximisation import EMResult, em
 from pyro_ssm.infer.fit import FitResult, fit
@@ -81,6 +82,7 @@ from pyro_ssm.infer.smc import (
     OnlineState,
     ParameterSMCResult,
     ParticleFiltered,
+    ParticleMarginal,
     ParticleMCMCResult,
     ParticleSmoothed,
     SampledPaths,
@@ -133,8 +135,10 @@ __all__ = [
     "OnlineState",
     "ParameterGroups",
     "ParameterSMCResult",
+    "ParticleELBO",
     "ParticleFiltered",
     "ParticleMCMCResult",
+    "ParticleMarginal",
     "ParticleSmoothed",
     "RegimeCarry",
     "RegimeEnumeration",

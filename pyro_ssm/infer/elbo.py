@@ -16,11 +16,16 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.annealing import is_path_site
 from pyro_ssm.infer.elbo_weights import PlateShape, log_weights, plate_shape, refuse_score_function
 
-__all__ = ["IWAE", "FreeBits"]
+__all__ = ["IWAE", "DifferentiableELBO", "FreeBits"]
 
 
-class _DifferentiableELBO(ELBO):
-    """What a bound with ``differentiable_loss`` owes to Pyro besides."""
+class DifferentiableELBO(ELBO):
+    """What a bound with ``differentiable_loss`` owes to Pyro besides.
+
+    >>> from pyro_ssm.infer.elbo import IWAE, DifferentiableELBO
+    >>> issubclass(IWAE, DifferentiableELBO)
+    True
+    """
 
     def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define differentiable_loss(model, guide, *args)")
@@ -43,7 +48,7 @@ class _DifferentiableELBO(ELBO):
         return traces
 
 
-class IWAE(_DifferentiableELBO):
+class IWAE(DifferentiableELBO):
     """The importance-weighted bound, one weight for each series.
 
     .. math::
@@ -115,7 +120,7 @@ class IWAE(_DifferentiableELBO):
         return self._probed[3]
 
 
-class FreeBits(_DifferentiableELBO):
+class FreeBits(DifferentiableELBO):
     """The bound with a floor under the KL of each time step, so that a step pays nothing for its first nats.
 
     .. math::

@@ -14,6 +14,8 @@ from torch.distributions import constraints
 from pyro_ssm.binding import is_bound
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.gaussian import kalman_filter
+from pyro_ssm.infer.handler_stack import mcmc_begins
+from pyro_ssm.infer.smc import ParticleFiltered, ParticleMarginal
 from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.models.laws import batch_shape as shape_of
 from pyro_ssm.models.laws import history, observation_law, path_law
@@ -36,7 +38,9 @@ class Marginal(nn.Module):
     names are those of the model, which stays the root.
 
     The density is exact where the filter is (``kalman_filter``), and the filter's approximation otherwise. Gradients
-    with respect to parameters are those of the filter.
+    with respect to parameters are those of the filter. A particle filter
+    (:class:`~pyro_ssm.infer.ParticleMarginal`) makes the objective of SVI a lower bound; Pyro's MCMC kernels refuse it
+    unless its noise is fixed and its resampling smooth.
 
     Args:
         model: an unbound :class:`~pyro_ssm.models.StateSpaceModel`.
@@ -44,6 +48,7 @@ class Marginal(nn.Module):
 
     Raises:
         TypeError: ``model`` is not an unbound StateSpaceModel, or ``filter`` is not callable.
+        ValueError: NUTS, HMC or Pyro's random walk on a particle filter whose density is not one smooth function.
 
     >>> import torch, pyro, pyro_ssm as ssm
     >>> from pyro.infer import MCMC, NUTS
@@ -75,8 +80,29 @@ class Marginal(nn.Module):
                 f"marginal(data) needs a TimeSeries, got {type(data).__name__}. Wrap it: TimeSeries(times, values)"
             )
         bound = self.model.bind()  # outside the plate: random parameters are shared by the series
+        if data.values is not None and mcmc_begins():
+            self._refuse_rough(bound, data)
         with series_plate(self.model, data):
             return pyro.sample(site_name(self.model, "y"), MarginalLaw(bound, data, self.filter), obs=data.values)
+
+    @torch.no_grad()
+    def _refuse_rough(self, bound: StateSpaceModel, data: TimeSeries) -> None:
+        """MCMC asks for the same density each time; by gradients, for a smooth one."""
+        if isinstance(self.filter, ParticleMarginal):
+            reasons = self.filter.obstacles
+        elif isinstance(self.filter(bound, data), ParticleFiltered):
+            reasons = [
+                "whether its noise is fixed and its resampling smooth cannot be seen in a function: give "
+                "filter=ParticleMarginal(num_particles, resampling=smc.TransportResampling(), ess_threshold=1.0, "
+                "noise=smc.FixedNoise(normals))"
+            ]
+        else:
+            reasons = []
+        if reasons:
+            raise ValueError(
+                "NUTS, HMC and Pyro's random walk need a density that is one smooth function of the parameters, and "
+                f"this particle filter's is not: {'; '.join(reasons)}. Or use SVI, or particle MCMC"
+            )
 
 
 class MarginalLaw(TorchDistribution):

@@ -12,10 +12,11 @@ from pyro_ssm.infer.smc.backward import backward_indices
 from pyro_ssm.infer.smc.bootstrap import bootstrap
 from pyro_ssm.infer.smc.check import ParticleCollapseWarning
 from pyro_ssm.infer.smc.collectors.base import Collector
+from pyro_ssm.infer.smc.collectors.choices import ChoiceLogProb
 from pyro_ssm.infer.smc.collectors.fixed_lag import FixedLag
 from pyro_ssm.infer.smc.collectors.genealogy import Ancestry, Genealogy
 from pyro_ssm.infer.smc.collectors.moments import FilteredMoments, Moments
-from pyro_ssm.infer.smc.collectors.online_smoothing import OnlineSmoothing
+from pyro_ssm.infer.smc.collectors.online_smoothing import OnlineSmoothing, backward_indices
 from pyro_ssm.infer.smc.collectors.quantiles import Quantiles
 from pyro_ssm.infer.smc.collectors.variance import EvidenceVariance, MeanVariance
 from pyro_ssm.infer.smc.conditional import ConditionalPath, conditional_smc
@@ -31,25 +32,31 @@ from pyro_ssm.infer.smc.online import OnlineParticleFilter, OnlineState
 from pyro_ssm.infer.smc.parameter_moves import HamiltonianMove, ParameterMove, RandomWalkMove
 from pyro_ssm.infer.smc.parameter_smc import ParameterSMCResult
 from pyro_ssm.infer.smc.particle_gibbs import particle_gibbs
+from pyro_ssm.infer.smc.particle_marginal import ParticleMarginal
 from pyro_ssm.infer.smc.perturbed import IteratedFilteringResult, iterated_filtering
 from pyro_ssm.infer.smc.pmmh import pmmh
 from pyro_ssm.infer.smc.posterior_draws import ParticleMCMCResult, RandomParameters
 from pyro_ssm.infer.smc.rao_blackwellised import Weighed, linear_step, rao_blackwellised
 from pyro_ssm.infer.smc.resample import AncestorResampling, Resampled, Resampling, Weighted
+from pyro_ssm.infer.smc.resample_gradient import SoftResampling, StopGradientResampling
+from pyro_ssm.infer.smc.score import FisherScore, fisher_score
 from pyro_ssm.infer.smc.smc_squared import smc_squared
 from pyro_ssm.infer.smc.smoother import ParticleSmoothed, particle_smoother
 from pyro_ssm.infer.smc.stepper import Cloud, Step, Stepper
 from pyro_ssm.infer.smc.tempering import smc_sampler
+from pyro_ssm.infer.smc.transport import TransportResampling
 
 __all__ = [
     "AncestorResampling",
     "Ancestry",
+    "ChoiceLogProb",
     "Cloud",
     "Collector",
     "ConditionalPath",
     "EvidenceVariance",
     "FeynmanKac",
     "FilteredMoments",
+    "FisherScore",
     "FixedLag",
     "FixedNoise",
     "Genealogy",
@@ -66,6 +73,7 @@ __all__ = [
     "ParticleCollapseWarning",
     "ParticleFiltered",
     "ParticleMCMCResult",
+    "ParticleMarginal",
     "ParticleSmoothed",
     "PseudoRandom",
     "Quantiles",
@@ -75,15 +83,19 @@ __all__ = [
     "Resampled",
     "Resampling",
     "SampledPaths",
+    "SoftResampling",
     "StateParticles",
     "Step",
     "Stepper",
+    "StopGradientResampling",
+    "TransportResampling",
     "Weighed",
     "Weighted",
     "auxiliary",
     "backward_indices",
     "bootstrap",
     "conditional_smc",
+    "fisher_score",
     "guided",
     "ibis",
     "iterated_csmc",

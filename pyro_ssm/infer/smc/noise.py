@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_ssm.infer.smc.draws import from_normals, from_uniforms, normal_dim
 
-__all__ = ["FixedNoise", "Noise", "PseudoRandom", "QuasiRandom"]
+__all__ = ["FixedNoise", "Noise", "Pathwise", "PseudoRandom", "QuasiRandom"]
 
 _BLOCK = 2**16  # numbers drawn at a time: fewer calls where particles are few, no more memory where they are many
 _SOBOL_BITS = 30
@@ -77,6 +77,7 @@ class FixedNoise(Noise):
         normals: ``(time, N, *batch, dim)`` standard normals, one row of them for each step's state.
         uniforms: ``(time, rows, *batch)`` in [0, 1), for the resampling before each step; as many rows as the
             resampling scheme asks for (1 for ``"systematic"``, N for ``"stratified"``: see ``ops.resampling.SCHEMES``).
+            May be left out where it asks for none (``TransportResampling``, or no resampling at all).
 
     Raises:
         TypeError: in a run, for a law that is not a map of standard normals.
@@ -89,7 +90,7 @@ class FixedNoise(Noise):
     tensor([[1., 1.]])
     """
 
-    def __init__(self, normals: Tensor, uniforms: Tensor) -> None:
+    def __init__(self, normals: Tensor, uniforms: Tensor | None = None) -> None:
         self._normals, self._uniforms = normals, uniforms
 
     def draw(self, k: int, law: Any, shape: torch.Size) -> Tensor:
@@ -102,6 +103,10 @@ class FixedNoise(Noise):
         return from_normals(law, self._at(self._normals, k, shape[:-1] + (dim,), "normals").unsqueeze(-2))
 
     def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
+        if not shape[0]:  # a resampling that needs none
+            return torch.empty(shape, dtype=torch.float64, device=device)
+        if self._uniforms is None:
+            raise ValueError(f"FixedNoise: step {k} resamples, and needs `uniforms` of shape {tuple(shape)} a step")
         return self._at(self._uniforms, k, shape, "uniforms").to(device=device, dtype=torch.float64)
 
     def _at(self, given: Tensor, k: int, shape: torch.Size, name: str) -> Tensor:
@@ -111,6 +116,43 @@ class FixedNoise(Noise):
                 f"{tuple(given.shape)} (one row a step)"
             )
         return given[k]
+
+
+class Pathwise(Noise):
+    """Another noise, which refuses laws whose draws carry no gradient while gradients are wanted.
+
+    Args:
+        noise: what to draw from.
+        wanted_by: who wants the gradient, for the error.
+
+    Raises:
+        NotImplementedError: in a run, for such a law.
+
+    >>> import torch, pyro.distributions as dist
+    >>> from pyro_ssm.infer.smc.noise import Pathwise, PseudoRandom
+    >>> law = dist.Normal(torch.zeros(1, 2), 1.0).to_event(1)
+    >>> Pathwise(PseudoRandom(), "this loss").draw(0, law, torch.Size([5, 1])).shape
+    torch.Size([5, 1, 2])
+    """
+
+    def __init__(self, noise: Noise, wanted_by: str) -> None:
+        self._noise, self._wanted_by = noise, wanted_by
+
+    def restart(self, state_dim: int | None = None) -> None:
+        self._noise.restart(state_dim)
+
+    def draw(self, k: int, law: Any, shape: torch.Size) -> Tensor:
+        if torch.is_grad_enabled() and not law.has_rsample:
+            name = type(getattr(law, "base_dist", law)).__name__
+            raise NotImplementedError(
+                f"{self._wanted_by} differentiates through the draws of states, and those of step {k} ({name}) are not "
+                "reparameterised. Use a proposal with reparameterised draws (guided), or smc.fisher_score, whose "
+                "gradient needs densities only"
+            )
+        return self._noise.draw(k, law, shape)
+
+    def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
+        return self._noise.uniforms(k, shape, device)
 
 
 class QuasiRandom(Noise):

@@ -50,12 +50,15 @@ class Resampling:
     A subclass sets ``rows(num_particles)``, how many rows of uniforms it needs, and defines ``__call__``. A soft or
     differentiable resampling returns other log-weights than :math:`-\\log N`; one that mixes particles returns no
     ancestors. Resampling must leave estimates unbiased: :math:`E \\sum_j w'_j f(x'_j) = \\sum_i W_i f(x_i)`, or say
-    that it does not.
+    that it does not. ``smooth`` says whether the result is, for given uniforms, a differentiable function of the cloud
+    (a choice of ancestors is not).
 
     >>> from pyro_ssm.infer.smc import AncestorResampling, Resampling
     >>> issubclass(AncestorResampling, Resampling)
     True
     """
+
+    smooth: bool = False
 
     def rows(self, num_particles: int) -> int:
         """How many uniforms it needs a series."""

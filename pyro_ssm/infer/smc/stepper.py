@@ -151,6 +151,11 @@ class Stepper:
         uniforms = self.noise.uniforms(k, self._uniforms_shape, weights.device)
         (particles, correction), log_weights, ancestors = self.resampling(weighted, uniforms)
         if correction is not None:
+            if ancestors is None:
+                raise ValueError(
+                    f"{type(self.resampling).__name__} moves particles, and the twist of an auxiliary or a twisted "
+                    "filter belongs to those that were weighed. Leave the twist out, or resample by ancestors"
+                )
             log_weights = log_weights + correction
         return particles, log_weights, ancestors, True if need is None else need
 

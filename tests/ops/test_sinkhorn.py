@@ -1,0 +1,92 @@
+"""The transport plan: marginals, the plain iteration, and its gradient by the implicit function theorem."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from pyro_ssm.ops.sinkhorn import transport_plan, transport_plan_reference
+
+D = torch.float64
+
+
+def problem(batch=(), num=6, dtype=D, seed=0, epsilon=0.5):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*batch, num, 2, dtype=D, generator=generator)
+    log_weights = (1.5 * torch.randn(*batch, num, dtype=D, generator=generator)).log_softmax(-1)
+    cost = (x.unsqueeze(-2) - x.unsqueeze(-3)).square().sum(-1) / epsilon
+    return cost.to(dtype), log_weights.to(dtype)
+
+
+@pytest.mark.parametrize("epsilon", [2.0, 0.1])
+def test_equals_the_plain_iteration(epsilon):
+    cost, log_weights = problem((3,), epsilon=epsilon)
+    plan = transport_plan(cost, log_weights, 1e-12, 100_000)
+    torch.testing.assert_close(plan, transport_plan_reference(cost, log_weights, 1000), rtol=0, atol=1e-8)
+    for b in range(3):
+        torch.testing.assert_close(transport_plan(cost[b], log_weights[b], 1e-12, 100_000), plan[b], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 1e-4])
+def test_columns_are_met_to_rounding_and_rows_to_the_tolerance(tolerance):
+    cost, log_weights = problem((4,), num=30)
+    plan = transport_plan(cost, log_weights, tolerance).exp()
+    torch.testing.assert_close(plan.sum(-2), log_weights.exp(), rtol=1e-12, atol=0)
+    assert (30 * plan.sum(-1) - 1).abs().max() < tolerance
+    single = transport_plan(cost.float(), log_weights.float(), tolerance).exp()
+    torch.testing.assert_close(single.sum(-2), log_weights.exp().float(), rtol=1e-5, atol=0)
+    assert (30 * single.sum(-1) - 1).abs().max() < tolerance + 1e-5
+
+
+def test_no_cost_is_independence_and_no_entropy_is_a_matching():
+    _, log_weights = problem()
+    plan = transport_plan(torch.zeros(6, 6, dtype=D), log_weights)
+    torch.testing.assert_close(plan.exp(), log_weights.exp().expand(6, 6) / 6)
+    x = torch.arange(4.0, dtype=D)
+    equal = torch.full((4,), 0.25, dtype=D).log()
+    plan = transport_plan((x[:, None] - x).square() / 0.02, equal).exp()
+    torch.testing.assert_close(plan, 0.25 * torch.eye(4, dtype=D), rtol=0, atol=1e-9)
+
+
+def test_gradient_of_the_plan():
+    cost, log_weights = (x.requires_grad_() for x in problem((2,), num=4))
+
+    def plan(cost, raw):
+        return transport_plan(cost, raw.log_softmax(-1), 1e-13, 100_000).exp()
+
+    assert gradcheck(plan, (cost, log_weights), atol=1e-6)
+    weigh = torch.randn(2, 4, 4, dtype=D)
+    mine = torch.autograd.grad((weigh * plan(cost, log_weights)).sum(), (cost, log_weights))
+    through = transport_plan_reference(cost, log_weights.log_softmax(-1), 500).exp()
+    unrolled = torch.autograd.grad((weigh * through).sum(), (cost, log_weights))
+    torch.testing.assert_close(mine, unrolled, rtol=0, atol=1e-10)
+
+
+def test_weights_of_zero_move_nothing_and_have_finite_gradients():
+    cost, log_weights = problem()
+    raw = log_weights.clone()
+    raw[2] = float("-inf")
+    raw, cost = raw.log_softmax(-1).requires_grad_(), cost.requires_grad_()
+    plan = transport_plan(cost, raw).exp()
+    assert (plan[:, 2] == 0).all()
+    kept = [0, 1, 3, 4, 5]
+    for gradient in torch.autograd.grad((plan * torch.arange(36.0, dtype=D).reshape(6, 6)).sum(), (cost, raw)):
+        assert gradient[..., kept].isfinite().all() and (gradient[..., 2] == 0).all()
+
+
+def test_one_particle_and_views_that_are_not_contiguous():
+    assert transport_plan(torch.zeros(1, 1), torch.zeros(1)).exp() == 1
+    cost, log_weights = problem((3,))
+    plan = transport_plan(cost, log_weights, 1e-10)
+    view = transport_plan(cost.mT.contiguous().mT, log_weights.T.contiguous().T, 1e-10)
+    torch.testing.assert_close(view, plan)
+
+
+def test_second_derivatives_are_those_of_the_plain_iteration():
+    cost, log_weights = (x.requires_grad_() for x in problem(num=4))
+    weigh = torch.randn(4, 4, dtype=D)
+    found = []
+    for plan in (transport_plan(cost, log_weights, 1e-14, 100_000), transport_plan_reference(cost, log_weights, 300)):
+        first = torch.autograd.grad((weigh * plan.exp()).sum(), (cost, log_weights), create_graph=True)
+        along = sum((g.square()).sum() for g in first)
+        found.append(torch.autograd.grad(along, (cost, log_weights)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-10)
