@@ -13,8 +13,8 @@ from torch.distributions import constraints
 from pyro_ssm.components import Affine
 from pyro_ssm.distributions.linear_gaussian_path import LinearGaussianPath, PathMarginals, check_parts, steps_of
 from pyro_ssm.ops.kalman import FilterSteps, matvec
-from pyro_ssm.ops.kalman_backward import backward_conditionals, kalman_smoother_reference
 from pyro_ssm.ops.kalman_filter import kalman_filter, kalman_log_likelihood
+from pyro_ssm.ops.kalman_smoother import backward_conditionals, kalman_smoother
 
 __all__ = ["LinearGaussianSSM"]
 
@@ -137,7 +137,7 @@ class LinearGaussianSSM(TorchDistribution):
         """The laws of all states given all of ``value``, with lag-one covariances."""
         steps = self.filter(value)
         laws = backward_conditionals(steps, *self.path.transition)
-        mean, root = kalman_smoother_reference(steps, laws)
+        mean, root = kalman_smoother(steps, laws)
         after = root[..., 1:, :, :]
         lag = laws.gain @ after @ after.mT
         lead = torch.broadcast_shapes(steps.log_likelihood.shape[:-1], self.batch_shape)

@@ -11,8 +11,9 @@ from torch import Tensor
 from pyro_ssm.components import Affine
 from pyro_ssm.infer.gaussian.system import System
 from pyro_ssm.ops.kalman import FilterSteps, predict
-from pyro_ssm.ops.kalman_backward import Conditionals, backward_conditionals
+from pyro_ssm.ops.kalman_backward import Conditionals
 from pyro_ssm.ops.kalman_diffuse import DiffuseLaw, DiffuseSteps, diffuse_conditionals, diffuse_phase
+from pyro_ssm.ops.kalman_smoother import backward_conditionals
 
 __all__ = ["Filtering", "conditionals", "run_filter", "run_terms"]
 

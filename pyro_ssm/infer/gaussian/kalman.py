@@ -25,7 +25,6 @@ from pyro_ssm.infer.gaussian.system import (
     require_finite_terms,
 )
 from pyro_ssm.ops.kalman import FilterSteps, matvec
-from pyro_ssm.ops.kalman_backward import backward_sample_reference, kalman_smoother_reference
 from pyro_ssm.ops.kalman_filter import kalman_filter as filter_steps
 from pyro_ssm.ops.kalman_filter import kalman_log_likelihood as filter_terms
 from pyro_ssm.ops.kalman_parallel import (
@@ -34,6 +33,8 @@ from pyro_ssm.ops.kalman_parallel import (
     kalman_filter_parallel,
     kalman_smoother_parallel,
 )
+from pyro_ssm.ops.kalman_smoother import backward_sample
+from pyro_ssm.ops.kalman_smoother import kalman_smoother as smooth_steps
 
 __all__ = [
     "KalmanFiltered",
@@ -167,7 +168,7 @@ def kalman_smoother(model: Any, data: TimeSeries, *, method: str = "auto") -> Ka
     _, system = linear_gaussian_system(model, data, "kalman_smoother")
     filtering = _run(system, method, "kalman_smoother")
     steps, laws = filtering.steps, conditionals(system, filtering, "kalman_smoother")
-    smooth = kalman_smoother_parallel if _scans(system, method) else kalman_smoother_reference
+    smooth = kalman_smoother_parallel if _scans(system, method) else smooth_steps
     mean, scale_tril = smooth(steps, laws)
     lead = steps.log_likelihood.shape[:-1]
     return KalmanSmoothed(
@@ -215,7 +216,7 @@ def sample_posterior(
     noise = torch.randn(shape + (num_times, state), dtype=system.mean.dtype, device=system.mean.device)
     root = steps.filtered_scale_tril[..., -1, :, :]
     last = steps.filtered_mean[..., -1, :] + matvec(root, noise[..., -1, :])
-    draw = backward_sample_parallel if _scans(system, method) else backward_sample_reference
+    draw = backward_sample_parallel if _scans(system, method) else backward_sample
     return draw(laws, last, noise[..., :-1, :])
 
 
