@@ -187,7 +187,7 @@ class _Filter(torch.autograd.Function):
     def forward(ctx: Any, keep: int, options: tuple, *args: Tensor) -> tuple[Tensor, ...]:
         found = _problem(options, args)
         needed = any(ctx.needs_input_grad)
-        out = kalman_forward(*found.arguments, keep | (TAPE if needed else 0))
+        out = kalman_forward(*found.arguments, keep=keep | (TAPE if needed else 0))
         if needed:
             inner = [x for x in found.arguments if isinstance(x, Tensor)]
             ctx.there = [isinstance(x, Tensor) for x in found.arguments[:-1]]
@@ -211,7 +211,7 @@ class _Filter(torch.autograd.Function):
             for g, event in ((terms, 1), (filtered_mean, 2), (predicted_mean, 2))
         ]
         wanted = list(ctx.needs_input_grad[2:])
-        found = kalman_backward(*arguments, tape, *outer, wanted)
+        found = kalman_backward(*(*arguments, tape, *outer, wanted))
         return (
             None,
             None,

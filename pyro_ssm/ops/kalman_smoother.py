@@ -48,7 +48,8 @@ def backward_conditionals(
     L = steps.filtered_scale_tril[..., :-1, :, :]
     if not L.shape[-3] or Q.shape[-1] != Q.shape[-2] or not kernel.applies(F, Q, L):
         return backward_conditionals_reference(steps, F, b, Q, step_mask)
-    return complete(*_Laws.apply(F, Q, L), steps, F, b, step_mask)
+    G, D = _Laws.apply(F, Q, L)
+    return complete(G, D, steps, F, b, step_mask)
 
 
 def kalman_smoother(steps: FilterSteps, conditionals: Conditionals) -> tuple[Tensor, Tensor]:

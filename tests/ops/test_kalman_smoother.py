@@ -10,6 +10,7 @@ from pyro_ssm.ops import (
     backward_sample,
     backward_sample_reference,
     compiled,
+    kalman_filter,
     kalman_filter_reference,
     kalman_smoother,
     kalman_smoother_kernel,
@@ -162,13 +163,13 @@ def test_a_singular_law_goes_to_the_reference():
 
 
 def test_the_number_of_threads_changes_nothing():
-    args, _, _ = case("settles, ragged")
-    mask = holes(args[0])
+    args = system(4, 2, 60, batch=(9,))
+    steps = kalman_filter(args[0], holes(args[0]), *args[1:])
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(both(args, mask, {})[0][2])
+            found.append(kalman_smoother(steps, backward_conditionals(steps, *args[3:6])))
     finally:
         torch.set_num_threads(before)
     for one, two in zip(*found, strict=True):
