@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_ssm.binding import random_parameters
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
-from pyro_ssm.infer import evaluating, kalman_filter, local_parameters
+from pyro_ssm.infer import evaluating, kalman_log_likelihood, local_parameters
 from pyro_ssm.models import StateSpaceModel, history, observation_law, path_law, site_name
 from pyro_ssm.predict import PosteriorDraws
 from pyro_ssm.predict.impute import entrywise
@@ -69,7 +69,7 @@ def one_step(model: StateSpaceModel, draws: PosteriorDraws, data: TimeSeries) ->
     >>> one_step(model, ssm.predict.PosteriorDraws({}, torch.zeros(5, 3, 4, 2)), data).shape
     torch.Size([5, 3, 4])
     """
-    terms = kalman_filter(model.bind(draws.parameters or None), data).log_likelihood
+    terms = kalman_log_likelihood(model.bind(draws.parameters or None), data)
     terms = terms.expand(draws.states.shape[:-2] + terms.shape[-1:])
     return terms if data.observed_index is None else terms.index_select(-1, data.observed_index)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -12,10 +13,12 @@ from torch.distributions import constraints
 from pyro_ssm.components import Affine
 from pyro_ssm.distributions.linear_gaussian_path import LinearGaussianPath, PathMarginals, check_parts, steps_of
 from pyro_ssm.ops.kalman import FilterSteps, matvec
-from pyro_ssm.ops.kalman_backward import backward_conditionals, kalman_smoother_reference
-from pyro_ssm.ops.kalman_filter import kalman_filter
+from pyro_ssm.ops.kalman_filter import kalman_filter, kalman_log_likelihood
+from pyro_ssm.ops.kalman_smoother import backward_conditionals, kalman_smoother
 
 __all__ = ["LinearGaussianSSM"]
+
+T = TypeVar("T")
 
 
 class LinearGaussianSSM(TorchDistribution):
@@ -111,13 +114,16 @@ class LinearGaussianSSM(TorchDistribution):
         Returns:
             :class:`~pyro_ssm.ops.kalman.FilterSteps`, leading dims broadcast.
         """
+        return self._run(kalman_filter, value)
+
+    def _run(self, operator: Callable[..., T], value: Tensor) -> T:
         if value.shape[-2:] != self.event_shape:
             raise ValueError(
                 f"`value` has shape {tuple(value.shape)}, but (..., {', '.join(map(str, self.event_shape))}) is wanted"
             )
         mask = torch.ones_like(value, dtype=torch.bool) if self.mask_observed is None else self.mask_observed
         path = self.path
-        return kalman_filter(
+        return operator(
             value,
             mask.expand(torch.broadcast_shapes(mask.shape, self.event_shape)),
             path.initial_mean,
@@ -131,7 +137,7 @@ class LinearGaussianSSM(TorchDistribution):
         """The laws of all states given all of ``value``, with lag-one covariances."""
         steps = self.filter(value)
         laws = backward_conditionals(steps, *self.path.transition)
-        mean, root = kalman_smoother_reference(steps, laws)
+        mean, root = kalman_smoother(steps, laws)
         after = root[..., 1:, :, :]
         lag = laws.gain @ after @ after.mT
         lead = torch.broadcast_shapes(steps.log_likelihood.shape[:-1], self.batch_shape)
@@ -139,7 +145,7 @@ class LinearGaussianSSM(TorchDistribution):
 
     def log_prob_steps(self, value: Tensor) -> Tensor:
         """The increments :math:`\\log p(y_k | y_{<k})`, ``(*batch, time)``; exactly 0 where nothing is observed."""
-        terms = self.filter(value).log_likelihood
+        terms = self._run(kalman_log_likelihood, value)
         return terms.expand(torch.broadcast_shapes(terms.shape[:-1], self.batch_shape) + terms.shape[-1:])
 
     def log_prob(self, value: Tensor) -> Tensor:

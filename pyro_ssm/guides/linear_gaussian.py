@@ -20,7 +20,11 @@ from pyro_ssm.guides.encoded import AbstractEncodedGuide
 from pyro_ssm.guides.encoder import Context
 from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.ops.kalman import kalman_filter_reference, matvec
-from pyro_ssm.ops.kalman_backward import backward_conditionals, forward_conditionals, kalman_smoother_reference
+from pyro_ssm.ops.kalman_backward import (
+    backward_conditionals_reference,
+    forward_conditionals,
+    kalman_smoother_reference,
+)
 
 __all__ = ["LinearGaussian"]
 
@@ -156,7 +160,7 @@ def _posterior_chain(core: StateSpaceModel, data: TimeSeries) -> tuple[Tensor, T
     )
     if data.num_times == 1:
         return torch.zeros_like(steps.filtered_scale_tril), steps.filtered_mean, steps.filtered_scale_tril
-    backwards = backward_conditionals(steps, *motion, step_mask=step_mask)
+    backwards = backward_conditionals_reference(steps, *motion, step_mask=step_mask)
     means, roots = kalman_smoother_reference(steps, backwards)
     gain, offset, scale_tril = forward_conditionals(means, roots, backwards)
     if step_mask is not None:  # a padded step copies the one before, and has no density; any regular law will do

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pyro_ssm.binding import bind, is_bound, parameter_names, random_parameters
 from pyro_ssm.data import TimeSeries
+from pyro_ssm.infer.filter_terms import Filter, log_likelihood_terms
 from pyro_ssm.infer.gaussian import kalman_filter
 from pyro_ssm.models import StateSpaceModel
 
 __all__ = ["ObservedInformation", "StandardErrorsResult", "observed_information", "standard_errors"]
 
-Filter = Callable[[Any, TimeSeries], Any]
 Quantity = Callable[[Any], Tensor]
 
 
@@ -128,7 +128,7 @@ def _free(model: StateSpaceModel) -> dict[str, Tensor]:
 def _information(model: StateSpaceModel, data: TimeSeries, filter: Filter) -> ObservedInformation:
     free = _free(model)
     with torch.enable_grad():
-        total = filter(bind(model), data.to(dtype=torch.float64)).log_likelihood.sum()
+        total = log_likelihood_terms(filter, bind(model), data.to(dtype=torch.float64)).sum()
         score = _gradient(total, free, create_graph=True)
         matrix = -torch.stack([_gradient(entry, free) for entry in score])
     return ObservedInformation(_entries(free), 0.5 * (matrix + matrix.mT), score.detach(), float(total.detach()))

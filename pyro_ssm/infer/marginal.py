@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -13,6 +12,7 @@ from torch.distributions import constraints
 
 from pyro_ssm.binding import is_bound
 from pyro_ssm.data import TimeSeries
+from pyro_ssm.infer.filter_terms import Filter, log_likelihood_terms
 from pyro_ssm.infer.gaussian import kalman_filter
 from pyro_ssm.infer.handler_stack import mcmc_begins
 from pyro_ssm.infer.smc import ParticleFiltered, ParticleMarginal
@@ -22,9 +22,6 @@ from pyro_ssm.models.laws import history, observation_law, path_law
 from pyro_ssm.models.plates import series_plate, site_name
 
 __all__ = ["Marginal", "MarginalLaw"]
-
-#: ``(bound model, data) -> result`` with ``log_likelihood`` increments ``(*batch, time)``
-Filter = Callable[[Any, TimeSeries], Any]
 
 
 class Marginal(nn.Module):
@@ -44,7 +41,9 @@ class Marginal(nn.Module):
 
     Args:
         model: an unbound :class:`~pyro_ssm.models.StateSpaceModel`.
-        filter: a function of a bound model and data whose result has ``log_likelihood`` ``(*batch, time)``.
+        filter: a function of a bound model and data whose result has ``log_likelihood`` ``(*batch, time)``. Where the
+            function itself has an attribute ``log_likelihood``, as ``kalman_filter`` has, that one is called in its
+            place: it returns these terms alone, faster (:func:`~pyro_ssm.infer.filter_terms.log_likelihood_terms`).
 
     Raises:
         TypeError: ``model`` is not an unbound StateSpaceModel, or ``filter`` is not callable.
@@ -156,7 +155,7 @@ class MarginalLaw(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The filter's total log-likelihood of ``value`` ``(*sample, *batch, time, obs)``, one number a series."""
-        total = self._filter(self._model, self._seen_as(value)).log_likelihood.sum(-1)
+        total = log_likelihood_terms(self._filter, self._model, self._seen_as(value)).sum(-1)
         return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))
 
     def _seen_as(self, value: Tensor) -> TimeSeries:

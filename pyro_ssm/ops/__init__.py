@@ -14,9 +14,14 @@ from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
 from pyro_ssm.ops.hippo import NormalPlusLowRank, hippo, hippo_low_rank
 from pyro_ssm.ops.info import OpsInfo, info
 from pyro_ssm.ops.kalman import kalman_filter_reference
-from pyro_ssm.ops.kalman_backward import backward_conditionals, backward_sample_reference, kalman_smoother_reference
+from pyro_ssm.ops.kalman_backward import (
+    backward_conditionals_reference,
+    backward_sample_reference,
+    kalman_smoother_reference,
+)
 from pyro_ssm.ops.kalman_filter import kalman_filter, kalman_log_likelihood
 from pyro_ssm.ops.kalman_parallel import backward_sample_parallel, kalman_filter_parallel, kalman_smoother_parallel
+from pyro_ssm.ops.kalman_smoother import backward_conditionals, backward_sample, kalman_smoother
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
 from pyro_ssm.ops.linear_sde import LinearStep, linear_sde_step, linear_sde_step_reference, stationary_root
@@ -38,6 +43,8 @@ __all__ = [
     "affine_scan",
     "associative_scan",
     "backward_conditionals",
+    "backward_conditionals_reference",
+    "backward_sample",
     "backward_sample_parallel",
     "backward_sample_reference",
     "block_diagonal",
@@ -72,6 +79,7 @@ __all__ = [
     "kalman_filter_parallel",
     "kalman_filter_reference",
     "kalman_log_likelihood",
+    "kalman_smoother",
     "kalman_smoother_parallel",
     "kalman_smoother_reference",
     "linear_scan",

@@ -53,6 +53,25 @@ def matvec(A: Tensor, x: Tensor) -> Tensor:
     return (A @ x.unsqueeze(-1)).squeeze(-1)
 
 
+def matvec_over_time(A: Tensor, x: Tensor) -> Tensor:
+    """``A`` ``(..., time or 1, p, n)`` times ``x`` ``(..., time, n)``; for matrices that all series share, a product a
+    time instead of one a series and time.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.kalman import matvec_over_time
+    >>> matvec_over_time(torch.ones(1, 1, 2), torch.ones(3, 4, 2)).shape
+    torch.Size([3, 4, 1])
+    """
+    shared = A.dim() <= x.dim() + 1 and A.shape[:-3].numel() == 1
+    if not shared or x.dim() == 2 or A.shape[-3] not in (1, x.shape[-2]):
+        return matvec(A, x)
+    A = A.reshape(A.shape[-3:])
+    if A.shape[0] == 1:
+        return x @ A[0].mT
+    rows = x.flatten(0, -3).transpose(0, 1) @ A.mT  # (time, series, p)
+    return rows.transpose(0, 1).reshape(x.shape[:-1] + A.shape[-2:-1])
+
+
 def _beside(*blocks: Tensor) -> Tensor:
     """[A B ...], leading dims broadcast."""
     lead = torch.broadcast_shapes(*(block.shape[:-2] for block in blocks))

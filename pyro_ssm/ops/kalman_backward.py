@@ -10,13 +10,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ssm.ops.kalman import FilterSteps, _beside, _joint_root, _stack_time, _time_slices, matvec, predict
+from pyro_ssm.ops.kalman import (
+    FilterSteps,
+    _beside,
+    _joint_root,
+    _stack_time,
+    _time_slices,
+    matvec,
+    matvec_over_time,
+    predict,
+)
 from pyro_ssm.ops.linalg import solve_lower_right, tria, vanishing_pivots
 
 __all__ = [
     "Conditionals",
-    "backward_conditionals",
+    "backward_conditionals_reference",
     "backward_sample_reference",
+    "complete",
     "conditional",
     "forward_conditionals",
     "kalman_smoother_reference",
@@ -36,7 +46,7 @@ class Conditionals(NamedTuple):
     scale_tril: Tensor  # (..., time - 1, n, n)
 
 
-def backward_conditionals(
+def backward_conditionals_reference(
     steps: FilterSteps, F: Tensor, b: Tensor, Q: Tensor, step_mask: Tensor | None = None
 ) -> Conditionals:
     """The laws of each state given the next one and the data up to it, all times at once.
@@ -49,15 +59,25 @@ def backward_conditionals(
 
     >>> import torch
     >>> from pyro_ssm.ops.kalman import FilterSteps
-    >>> from pyro_ssm.ops.kalman_backward import backward_conditionals
+    >>> from pyro_ssm.ops.kalman_backward import backward_conditionals_reference
     >>> one, zero = torch.ones(1, 1, 1), torch.zeros(1, 1)
     >>> law = FilterSteps(zero, zero.expand(2, 1), one.expand(2, 1, 1), zero, one)
-    >>> backward_conditionals(law, one, zero, one).gain
+    >>> backward_conditionals_reference(law, one, zero, one).gain
     tensor([[[0.5000]]])
     """
-    m, L = steps.filtered_mean[..., :-1, :], steps.filtered_scale_tril[..., :-1, :, :]
-    G, D = conditional(*_joint_root(F, Q, L))
-    c = m - matvec(G, matvec(F, m) + b)
+    L = steps.filtered_scale_tril[..., :-1, :, :]
+    return complete(*conditional(*_joint_root(F, Q, L)), steps, F, b, step_mask)
+
+
+def complete(G: Tensor, D: Tensor, steps: FilterSteps, F: Tensor, b: Tensor, step_mask: Tensor | None) -> Conditionals:
+    """The laws with gain G and root D: their offset, :math:`c = m - G (F m + b)`, and padding.
+
+    >>> from pyro_ssm.ops.kalman_backward import complete
+    >>> complete.__name__
+    'complete'
+    """
+    m = steps.filtered_mean[..., :-1, :]
+    c = m - matvec_over_time(G, matvec_over_time(F, m) + b)
     if step_mask is not None:
         real = step_mask[..., 1:]
         zero = torch.zeros((), dtype=m.dtype, device=m.device)
@@ -137,7 +157,7 @@ def forward_conditionals(mean: Tensor, scale_tril: Tensor, conditionals: Conditi
     """
     # the backward law is a motion from k + 1 to k, and the smoothed law of k + 1 where it starts
     steps = FilterSteps(mean, mean.roll(-1, -2), scale_tril.roll(-1, -3), mean, scale_tril)
-    return backward_conditionals(steps, *conditionals)
+    return backward_conditionals_reference(steps, *conditionals)
 
 
 def backward_sample_reference(conditionals: Conditionals, last: Tensor, noise: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_ssm.ops import kalman_graph  # noqa: F401  (registers the derivative of the operator)
 from pyro_ssm.ops.composite import composite_backward, transformed
 from pyro_ssm.ops.kalman import FilterSteps, kalman_filter_reference
-from pyro_ssm.ops.kalman_kernel import MEANS, ROOTS, TAPE
+from pyro_ssm.ops.kalman_kernel import MEANS, ROOTS, TAPE, kalman_backward, kalman_forward
 from pyro_ssm.ops.kalman_problem import EVENTS, OF_SERIES, Layout, Problem, problem
 
 __all__ = ["kalman_filter", "kalman_log_likelihood"]
@@ -182,11 +182,12 @@ def _stand_still(filtered: Tensor, predicted: Tensor, lengths: Tensor) -> tuple[
 
 
 class _Filter(torch.autograd.Function):
+    # the functions behind torch.ops.pyro_ssm: the dispatcher costs as much as a short series
     @staticmethod
     def forward(ctx: Any, keep: int, options: tuple, *args: Tensor) -> tuple[Tensor, ...]:
         found = _problem(options, args)
         needed = any(ctx.needs_input_grad)
-        out = torch.ops.pyro_ssm.kalman_forward(*found.arguments, keep | (TAPE if needed else 0))
+        out = kalman_forward(*found.arguments, keep=keep | (TAPE if needed else 0))
         if needed:
             inner = [x for x in found.arguments if isinstance(x, Tensor)]
             ctx.there = [isinstance(x, Tensor) for x in found.arguments[:-1]]
@@ -210,7 +211,7 @@ class _Filter(torch.autograd.Function):
             for g, event in ((terms, 1), (filtered_mean, 2), (predicted_mean, 2))
         ]
         wanted = list(ctx.needs_input_grad[2:])
-        found = torch.ops.pyro_ssm.kalman_backward(*arguments, tape, *outer, wanted)
+        found = kalman_backward(*(*arguments, tape, *outer, wanted))
         return (
             None,
             None,

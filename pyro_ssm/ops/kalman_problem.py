@@ -104,6 +104,9 @@ class Layout(NamedTuple):
         return back.sum_to_size(like.shape).to(like.dtype)
 
 
+ALONE = Layout(torch.Size(), (), ())  # one series
+
+
 class Problem(NamedTuple):
     """Arguments of :func:`pyro_ssm.ops.kalman_kernel.kalman_forward`, and the way back to the caller's shapes.
 
@@ -156,12 +159,13 @@ def problem(
         moved = None if step_mask is None or bool(step_mask.all()) else step_mask
         if seen is not None and seen.dim() > 2:
             seen, moved, lengths = _shared_pattern(seen, moved, observed_index)
-    leads = {name: x.shape[: x.dim() - EVENTS[name]] for name, x in values.items()}
-    of_covariance = [leads[name] for name in ("L", "F", "Q", "H", "R")]
-    of_covariance += [x.shape[: x.dim() - event] for x, event in ((seen, 2), (moved, 1)) if x is not None]
-    if not any(leads.values()) and not any(of_covariance):
-        layout = Layout(torch.Size(), (), ())
+    masks = [(x, event) for x, event in ((seen, 2), (moved, 1)) if x is not None]
+    if all(x.dim() == EVENTS[name] for name, x in values.items()) and all(x.dim() == event for x, event in masks):
+        layout = ALONE
     else:
+        leads = {name: x.shape[: x.dim() - EVENTS[name]] for name, x in values.items()}
+        of_covariance = [leads[name] for name in ("L", "F", "Q", "H", "R")]
+        of_covariance += [x.shape[: x.dim() - event] for x, event in masks]
         covariance = torch.broadcast_shapes(*of_covariance)
         lead = torch.broadcast_shapes(covariance, *leads.values(), mask.shape[:-2])
         split = (1,) * (len(lead) - len(covariance)) + tuple(covariance)
@@ -170,7 +174,7 @@ def problem(
             tuple(i for i, size in enumerate(split) if size != 1),
             tuple(i for i, size in enumerate(split) if size == 1),
         )
-    double = {name: x.to(torch.float64) for name, x in values.items()}
+    double = {name: x if x.dtype == torch.float64 else x.to(torch.float64) for name, x in values.items()}
     shaped = {
         name: layout.of_series(x, EVENTS[name], whole=name == "y") if name in OF_SERIES
         else layout.of_group(x, EVENTS[name])

@@ -13,7 +13,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.discrete.regime_step import collapse
 from pyro_ssm.infer.discrete.switching_system import SwitchingSystem, switching_system
 from pyro_ssm.ops.kalman import kalman_filter_reference
-from pyro_ssm.ops.kalman_backward import backward_conditionals, kalman_smoother_reference
+from pyro_ssm.ops.kalman_backward import backward_conditionals_reference, kalman_smoother_reference
 
 __all__ = ["RegimeEnumeration", "enumerate_regimes"]
 
@@ -107,7 +107,7 @@ def enumerate_regimes(model: Any, data: TimeSeries, max_paths: int = 100_000) ->
     lead = paths.shape[:1] + system.lead
     so_far = prior.unsqueeze(-1) + steps.log_likelihood.cumsum(-1).expand(lead + (T,))
     evidence = so_far.logsumexp(0)
-    smoothed = kalman_smoother_reference(steps, backward_conditionals(steps, F, b, Q, step_mask))
+    smoothed = kalman_smoother_reference(steps, backward_conditionals_reference(steps, F, b, Q, step_mask))
 
     def moments(log_weights: Tensor, mean: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
         mean, root = mean.expand(lead + (T, n)), root.expand(lead + (T, n, n))

@@ -13,7 +13,7 @@ from pyro_ssm.infer.discrete.regime_step import collapse, condition
 from pyro_ssm.infer.discrete.switching_system import SwitchingStep, SwitchingSystem, switching_system
 from pyro_ssm.ops.finite import log_sum
 from pyro_ssm.ops.kalman import FilterSteps, predict
-from pyro_ssm.ops.kalman_backward import backward_conditionals
+from pyro_ssm.ops.kalman_backward import backward_conditionals_reference
 
 __all__ = ["SwitchingFiltered", "SwitchingSmoothed", "imm_filter", "kim_filter", "kim_smoother"]
 
@@ -272,4 +272,4 @@ def _pair_conditionals(system: SwitchingSystem, filtered: SwitchingFiltered) -> 
         part.narrow(-2 - e, 0, min(moves, part.shape[-2 - e])).movedim(-1 - e, -2 - e).unsqueeze(-3 - e)
         for part, e in zip(system.transition, EVENTS)
     )
-    return backward_conditionals(FilterSteps(mean, mean, root, mean, root), F, b, Q)
+    return backward_conditionals_reference(FilterSteps(mean, mean, root, mean, root), F, b, Q)

@@ -14,6 +14,7 @@ from pyro_ssm.infer.gaussian.forecast import GaussianForecast, forecast
 from pyro_ssm.infer.gaussian.iterated import iterated_posterior_linearisation_smoother
 from pyro_ssm.infer.gaussian.kalman import (
     kalman_filter,
+    kalman_log_likelihood,
     kalman_smoother,
     sample_posterior,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "gauss_hermite_kalman_smoother",
     "iterated_posterior_linearisation_smoother",
     "kalman_filter",
+    "kalman_log_likelihood",
     "kalman_smoother",
     "online",
     "sample_posterior",

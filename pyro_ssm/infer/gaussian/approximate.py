@@ -11,7 +11,7 @@ from pyro_ssm.components import Affine
 from pyro_ssm.infer.gaussian.linearise import Linearisation
 from pyro_ssm.infer.gaussian.nonlinear import NonlinearSystem
 from pyro_ssm.ops.kalman import FilterSteps, filter_loop, hide_rows
-from pyro_ssm.ops.kalman_backward import backward_conditionals, kalman_smoother_reference
+from pyro_ssm.ops.kalman_smoother import backward_conditionals, kalman_smoother
 
 __all__ = [
     "GaussianFiltered",
@@ -106,7 +106,7 @@ def smooth_steps(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Smoothed means and roots, the filter's log-likelihood, and the gains, all with full leading dims."""
     conditionals = backward_conditionals(steps, *transition, step_mask=system.step_mask)
-    mean, scale_tril = kalman_smoother_reference(steps, conditionals)
+    mean, scale_tril = kalman_smoother(steps, conditionals)
     lead = steps.log_likelihood.shape[:-1]
     parts = (mean, 2), (scale_tril, 3), (steps.log_likelihood, 1), (conditionals.gain, 3)
     mean, scale_tril, log_likelihood, gain = (part.expand(lead + part.shape[-event:]) for part, event in parts)

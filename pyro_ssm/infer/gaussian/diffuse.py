@@ -11,10 +11,11 @@ from torch import Tensor
 from pyro_ssm.components import Affine
 from pyro_ssm.infer.gaussian.system import System
 from pyro_ssm.ops.kalman import FilterSteps, predict
-from pyro_ssm.ops.kalman_backward import Conditionals, backward_conditionals
+from pyro_ssm.ops.kalman_backward import Conditionals
 from pyro_ssm.ops.kalman_diffuse import DiffuseLaw, DiffuseSteps, diffuse_conditionals, diffuse_phase
+from pyro_ssm.ops.kalman_smoother import backward_conditionals
 
-__all__ = ["Filtering", "conditionals", "run_filter"]
+__all__ = ["Filtering", "conditionals", "run_filter", "run_terms"]
 
 EVENTS = (1, 2, 3, 2, 3)  # dims of the parts of FilterSteps from time on
 
@@ -53,6 +54,30 @@ def run_filter(system: System, filter: Callable[[System], FilterSteps]) -> Filte
     """
     if system.diffuse is None:
         return Filtering(filter(system), None)
+    begun, phase, left = _begin(system)
+    if left is None:
+        return Filtering(begun, phase)
+    pairs = zip(zip(begun, filter(left), strict=True), EVENTS, strict=True)
+    return Filtering(FilterSteps(*(_cat_time(pair, event) for pair, event in pairs)), phase)
+
+
+def run_terms(system: System, terms: Callable[[System], Tensor]) -> Tensor:
+    """The log-likelihoods of :func:`run_filter` alone, when ``terms`` gives those of a proper start.
+
+    >>> from pyro_ssm.infer.gaussian.diffuse import run_terms
+    >>> run_terms.__name__
+    'run_terms'
+    """
+    if system.diffuse is None:
+        return terms(system)
+    begun, _, left = _begin(system)
+    return begun.log_likelihood if left is None else _cat_time((begun.log_likelihood, terms(left)), 1)
+
+
+def _begin(system: System) -> tuple[FilterSteps, DiffuseSteps, System | None]:
+    """The diffuse phase, in the dtype of the system and as it is, and what is left of the series after it."""
+    if system.diffuse is None:
+        raise ValueError("the start is proper: there is no diffuse phase")
     exact = system.to(torch.float64)
     phase = diffuse_phase(
         exact.values,
@@ -71,7 +96,7 @@ def run_filter(system: System, filter: Callable[[System], FilterSteps]) -> Filte
     begun = FilterSteps(phase.log_likelihood, law.mean, law.scale_tril, before.mean, before.scale_tril)
     begun = FilterSteps(*(part.to(dtype) for part in begun))
     if first == system.num_times:
-        return Filtering(begun, phase)
+        return begun, phase, None
     last = phase.filtered.mean[..., -1, :], phase.filtered.scale_tril[..., -1, :, :]
     ahead = predict(*last, *_step(exact.transition, first - 1))
     if system.step_mask is not None:
@@ -80,9 +105,7 @@ def run_filter(system: System, filter: Callable[[System], FilterSteps]) -> Filte
             torch.where(real[..., None], ahead[0], last[0]),
             torch.where(real[..., None, None], ahead[1], last[1]),
         )
-    rest = filter(_from(system, first, *(part.to(dtype) for part in ahead)))
-    parts = (_cat_time(pair, event) for pair, event in zip(zip(begun, rest, strict=True), EVENTS, strict=True))
-    return Filtering(FilterSteps(*parts), phase)
+    return begun, phase, _from(system, first, *(part.to(dtype) for part in ahead))
 
 
 def conditionals(system: System, filtering: Filtering, method: str) -> Conditionals:

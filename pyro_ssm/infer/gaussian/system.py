@@ -22,9 +22,11 @@ __all__ = [
     "initial_moments",
     "linear_gaussian_system",
     "no_pivot",
+    "noise_is_singular",
     "over_time",
     "require_density",
     "require_finite",
+    "require_finite_terms",
     "require_linear_gaussian",
 ]
 
@@ -162,7 +164,7 @@ def require_linear_gaussian(model: Any, method: str) -> None:
     >>> require_linear_gaussian(ssm.models.dmm(2, 1), "kalman_filter")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    TypeError: kalman_filter needs a component that is AffineGaussian, got GatedTransition. Use extended ...
+    TypeError: kalman_filter needs a component that is AffineGaussian, got GatedTransition. Use extended...
     """
     instead = f"extended_kalman_filter or unscented_kalman_filter where it is Gaussian, or {INSTEAD}"
     check_request(model, method, AffineGaussian, instead)
@@ -252,7 +254,31 @@ def require_density(steps: FilterSteps, system: System, caller: str, first: int 
     >>> require_density.__name__
     'require_density'
     """
-    broken = ~steps.log_likelihood.isfinite() | _repeats(steps, system, first)
+    _refuse(~steps.log_likelihood.isfinite() | _repeats(steps, system, first), system, caller)
+
+
+def require_finite_terms(terms: Tensor, system: System, caller: str) -> None:
+    """As :func:`require_density`, of log-likelihoods ``(..., time)`` alone: for noise that is not singular.
+
+    >>> from pyro_ssm.infer.gaussian.system import require_finite_terms
+    >>> require_finite_terms.__name__
+    'require_finite_terms'
+    """
+    _refuse(~terms.isfinite(), system, caller)
+
+
+def noise_is_singular(system: System) -> bool:
+    """Whether some observation has no noise in a direction, so that an entry may repeat what is known.
+
+    >>> from pyro_ssm.infer.gaussian.system import noise_is_singular
+    >>> noise_is_singular.__name__
+    'noise_is_singular'
+    """
+    return bool(vanishing_pivots(system.emission.scale_tril).any())
+
+
+def _refuse(broken: Tensor, system: System, caller: str) -> None:
+    """Raise if a step ``(..., time)`` is broken."""
     if not bool(broken.any()):
         return
     require_finite(system, caller)
@@ -272,7 +298,7 @@ def _repeats(steps: FilterSteps, system: System, first: int) -> Tensor:
     It cannot be while the noise is regular, and is not looked for then.
     """
     none = torch.zeros_like(steps.log_likelihood, dtype=torch.bool)
-    if not bool(vanishing_pivots(system.emission.scale_tril).any()):
+    if not noise_is_singular(system):
         return none
     index = list(range(system.num_times)) if system.observed_index is None else system.observed_index
     _, H, _, R = hide_rows(system.mask, system.values, *system.emission)

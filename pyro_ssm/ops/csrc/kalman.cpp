@@ -42,9 +42,10 @@ static const KalmanCode& code() {
 }
 
 // The version of this interface: Python refuses a library of another.
-EXPORT i64 pyro_ssm_abi() { return 1; }
+EXPORT i64 pyro_ssm_abi() { return 2; }
 EXPORT i64 pyro_ssm_kalman_args_size() { return (i64)sizeof(KalmanArgs); }
 EXPORT const char* pyro_ssm_isa() { return name(); }
 EXPORT int pyro_ssm_kalman_forward(const KalmanArgs* args) { return code().forward(*args); }
 EXPORT int pyro_ssm_kalman_backward(const KalmanArgs* args) { return code().backward(*args); }
+EXPORT int pyro_ssm_kalman_backwards(const BackwardArgs* args) { return code().backwards(*args); }
 EXPORT i64 pyro_ssm_kalman_tape_size(const KalmanArgs* args) { return code().tape_size(*args); }

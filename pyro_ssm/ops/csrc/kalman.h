@@ -53,6 +53,21 @@ struct KalmanArgs {
     double* grad_R;                         // (groups or 1, seen or 1, p, p)
 };
 
+// A sequence of matrices or vectors for each row: row r at time k reads data + of[r] * stride + k * step.
+struct Sequence { const double* data; const i64* of; i64 stride, step; };
+
+// Recursions back over time, a row each. What: 0 = the laws N(G z' + c, D D') of each state given the next one; 1 =
+// roots of the smoothed covariances; 2 = x_k = G x_{k+1} + c. Eight bytes a field, as above.
+struct BackwardArgs {
+    i64 what, rows, moves, n;
+    Sequence first;   // 0: F; 1 and 2: G
+    Sequence second;  // 0: Q; 1: D; 2: c
+    Sequence third;   // 0: filtered roots; 1: the last root; 2: the last x
+    double* out;      // 0: G (rows, moves, n, n); 1: roots (rows, moves + 1, n, n); 2: x (rows, moves + 1, n)
+    double* out_root; // 0: D (rows, moves, n, n)
+    void* parallel_for;
+};
+
 enum KalmanStatus { KALMAN_OK = 0, KALMAN_SINGULAR = 1, KALMAN_NO_MEMORY = 2 };
 
 // One set of functions for each instruction set; kalman.cpp chooses.
@@ -60,4 +75,5 @@ struct KalmanCode {
     int (*forward)(const KalmanArgs&);
     int (*backward)(const KalmanArgs&);
     i64 (*tape_size)(const KalmanArgs&);
+    int (*backwards)(const BackwardArgs&);
 };

@@ -19,6 +19,7 @@ namespace {
 #include "forward.h"
 #include "backward.h"
 #include "gradient.h"
+#include "smoother.h"
 
 int dispatch(int (*pass)(const Context&), const KalmanArgs& args) {
     try {
@@ -29,6 +30,6 @@ int forward(const KalmanArgs& a) { return dispatch(forward_all, a); }
 int backward(const KalmanArgs& a) { return dispatch(backward_all, a); }
 i64 tape_size(const KalmanArgs& a) { return Context(a).tape_size(); }
 }  // namespace
-extern const KalmanCode code = {forward, backward, tape_size};
+extern const KalmanCode code = {forward, backward, tape_size, backwards};
 }  // namespace PYRO_SSM_ISA
 #endif
