@@ -3,6 +3,7 @@
 from pyro_ssm.ops import resampling
 from pyro_ssm.ops.associative_scan import affine_scan, associative_scan
 from pyro_ssm.ops.block_diagonal import block_diagonal
+from pyro_ssm.ops.brownian import BrownianPath
 from pyro_ssm.ops.combiner_path import combiner_path, combiner_path_reference
 from pyro_ssm.ops.composite import composite_backward
 from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
@@ -18,10 +19,14 @@ from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
 from pyro_ssm.ops.linear_sde import LinearStep, linear_sde_step, linear_sde_step_reference, stationary_root
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
+from pyro_ssm.ops.sde import SDEStep, sde_path, sde_step
+from pyro_ssm.ops.torchsde_path import torchsde_path
 
 __all__ = [
+    "BrownianPath",
     "LinearStep",
     "OpsInfo",
+    "SDEStep",
     "affine_scan",
     "associative_scan",
     "backward_conditionals",
@@ -47,6 +52,9 @@ __all__ = [
     "linear_sde_step",
     "linear_sde_step_reference",
     "resampling",
+    "sde_path",
+    "sde_step",
     "stationary_root",
+    "torchsde_path",
     "tria",
 ]
