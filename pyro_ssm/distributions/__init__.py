@@ -1,6 +1,7 @@
 """Laws over whole paths and records; masked observations."""
 
 from pyro_ssm.distributions.driven_noise import DrivenNoise
+from pyro_ssm.distributions.euler_path import EulerDraw, EulerPath
 from pyro_ssm.distributions.girsanov import GirsanovPath
 from pyro_ssm.distributions.history import History
 from pyro_ssm.distributions.linear_gaussian_path import LinearGaussianPath, PathMarginals
@@ -16,6 +17,8 @@ from pyro_ssm.distributions.singular_normal import SingularNormal, affine_law
 
 __all__ = [
     "DrivenNoise",
+    "EulerDraw",
+    "EulerPath",
     "GirsanovPath",
     "History",
     "LinearGaussianPath",

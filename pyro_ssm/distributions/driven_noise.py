@@ -81,7 +81,8 @@ class DrivenNoise(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> DrivenNoise:
         like, control, solve, draw, step_mask = self._parts
-        return DrivenNoise(*self.event_shape, torch.Size(batch_shape), like, control, solve, draw, step_mask)
+        num_steps, noise_dim = self.event_shape
+        return DrivenNoise(num_steps, noise_dim, torch.Size(batch_shape), like, control, solve, draw, step_mask)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         like, control, _, draw, _ = self._parts

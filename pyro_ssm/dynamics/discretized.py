@@ -13,7 +13,8 @@ from pyro_ssm.blocks._gaussian import with_time
 from pyro_ssm.components import Affine, AffineGaussian, Gaussian, SampleOnly, Transition, gap
 from pyro_ssm.distributions import SimulatedLaw, SingularNormal
 from pyro_ssm.dynamics.linear_sde import LinearSDEProcess
-from pyro_ssm.dynamics.neural_sde import NeuralSDE, check_steps
+from pyro_ssm.dynamics.neural_sde import NeuralSDE
+from pyro_ssm.dynamics.sde_checks import check_steps
 from pyro_ssm.ops import linear_sde_step, tria
 from pyro_ssm.ops.sde import SDEStep, sde_step
 
@@ -246,8 +247,8 @@ def _as_matrix(sde: NeuralSDE, g: Tensor) -> Tensor:
 
 def _drift_and_jacobian(f: Callable[[Tensor], Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
     """f ``(..., time, n)`` and its Jacobian ``(..., time, n, n)``, row by row; rows of the batch do not mix."""
-    value, pull = torch.func.vjp(f, state)
+    value, pull, *_ = torch.func.vjp(f, state)
     if value.shape != state.shape:  # drawn parameters have more leading dims than the state, which pull would sum over
-        value, pull = torch.func.vjp(f, state.expand(value.shape))
+        value, pull, *_ = torch.func.vjp(f, state.expand(value.shape))
     directions = torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)
     return value, torch.stack([pull(direction.expand(value.shape))[0] for direction in directions], -2)

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_ssm.binding import bind, is_bound
 from pyro_ssm.blocks._checks import check_choice, check_positive, check_size
 from pyro_ssm.blocks._conditioning import check_state
 from pyro_ssm.blocks._gaussian import diagonal_normal
 from pyro_ssm.components import Gaussian, SampleOnly, Transition, gap
 from pyro_ssm.distributions import SimulatedLaw, SingularNormal
+from pyro_ssm.dynamics.sde_checks import check_scale, check_steps, tensors_with_gradient
 from pyro_ssm.ops import BrownianPath, sde_path, tria
 from pyro_ssm.ops.sde import NOISES, SCHEMES, Field, SDEStep, check_path, fixed_step_methods, sde_step
 from pyro_ssm.ops.torchsde_path import torchsde_path
@@ -237,6 +239,22 @@ class NeuralSDE(Transition):
 
     # -------------------------------------------------------------------------------------------------- paths
 
+    def mean_of_steps(self, states: Tensor, times: Tensor, inputs: Tensor | None) -> Tensor:
+        """:math:`z + f \\Delta` after each gap of ``times``, for states ``(..., time - 1, state)`` before it."""
+        time, held = times[..., :-1], None if inputs is None else inputs[..., :-1, :]
+        return states + self.drift_at(states, time, held) * gap(time, times[..., 1:], states)
+
+    def diffusion_key(self, times: Tensor, inputs: Tensor | None) -> tuple[Any, ...] | None:
+        """What the scales of Euler steps are computed from, to be compared by identity; None where that is not told
+        by parameters alone (a plain function, or drawn and constrained values, which are new tensors each time).
+        """
+        if not isinstance(self.diffusion, nn.Module):
+            return None
+        modules = list(self.diffusion.modules())
+        if any(isinstance(value, Tensor) for part in modules for value in part.__dict__.values()):
+            return None
+        return (*self.diffusion.parameters(), *self.diffusion.buffers(), times, inputs)
+
     def solve(
         self,
         start: Tensor,
@@ -262,8 +280,10 @@ class NeuralSDE(Transition):
         Raises:
             FloatingPointError: the path is not finite.
         """
+        if not is_bound(self):
+            return bind(self).solve(start, brownian, inputs, drift, diffusion, reads)  # every parameter is read once
         f, g = self._drift if drift is None else drift, self._diffusion if diffusion is None else diffusion
-        kind = {"noise": self.noise, "interpretation": self.interpretation, "inputs": inputs}
+        kind: dict[str, Any] = {"noise": self.noise, "interpretation": self.interpretation, "inputs": inputs}
         if self.backend is None:
             path = sde_path(f, g, start, brownian.times, brownian.increments, method=self.method, **kind)
         else:
@@ -287,55 +307,6 @@ class _EulerSDE(NeuralSDE, Gaussian):
 
 class _SampledSDE(NeuralSDE, SampleOnly):
     """Steps of other schemes can only be drawn."""
-
-
-def check_steps(moved: Tensor, state: Tensor, time: Tensor, what: str) -> Tensor:
-    """``moved`` ``(..., time, state)``, the states after steps from ``state``, if they are finite."""
-    if torch.compiler.is_compiling() or bool(torch.isfinite(moved.detach().sum())):
-        return moved
-    bad = ~moved.detach().isfinite().all(-1)
-    if not bool(bad.any()):
-        return moved
-    at = tuple(bad.nonzero()[0].tolist())
-    raise FloatingPointError(
-        f"{what} is not finite {_where(at, bad, state, time)}. It blows up or returns NaN there: refine the grid "
-        "(data.refine), bound the field, or start nearer to the data"
-    )
-
-
-def check_scale(scale: Tensor, state: Tensor, time: Tensor) -> Tensor:
-    """``scale`` ``(..., time, state)`` if it is positive and finite everywhere."""
-    if torch.compiler.is_compiling() or bool(torch.isfinite(scale.detach().log().sum())):
-        return scale
-    bad = ~((scale.detach() > 0) & scale.detach().isfinite()).all(-1)
-    if not bool(bad.any()):
-        return scale
-    at = tuple(bad.nonzero()[0].tolist())
-    raise FloatingPointError(
-        f"the diffusion has the scale {scale.detach()[at].tolist()} {_where(at, bad, state, time)}, and a path has a "
-        'density only where it is positive. For a degenerate diffusion use NeuralSDE(..., site="noise")'
-    )
-
-
-def _where(at: tuple[int, ...], bad: Tensor, state: Tensor, time: Tensor) -> str:
-    lead, k = at[:-1], at[-1]
-    shape = torch.broadcast_shapes(bad.shape, state.shape[:-1], time.shape)
-    at = (0,) * (len(shape) - len(at)) + at
-    norm = float(state.detach().expand(shape + state.shape[-1:])[at].norm())
-    series = f"series {lead if len(lead) > 1 else lead[0]}" if lead else "the series"
-    return f"at step {k} (time {float(time.expand(shape)[at]):.6g}) of {series}, where the state has norm {norm:.4g}"
-
-
-def tensors_with_gradient(module: nn.Module) -> list[Tensor]:
-    """What the fields of a bound module read and what needs a gradient: drawn and constrained values as they stand."""
-    found: dict[int, Tensor] = {}
-    for part in module.modules():
-        drawn = {name: value for name, value in part.__dict__.items() if isinstance(value, Tensor)}
-        own = {n: p for n, p in part._parameters.items() if n.removesuffix("_unconstrained") not in drawn}
-        for value in (*drawn.values(), *own.values()):
-            if value is not None and value.requires_grad:
-                found[id(value)] = value
-    return list(found.values())
 
 
 def _check_method(method: str, interpretation: str, noise: str) -> str:

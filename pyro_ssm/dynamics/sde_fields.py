@@ -19,6 +19,9 @@ from pyro_ssm.blocks.parameters import positive_parameter, softplus_above, vecto
 __all__ = ["ConstantDiffusion", "ElementwiseDiffusion", "LinearDrift", "MLPDiffusion", "MLPDrift"]
 
 
+_DENSE = 16  # states up to which block-diagonal matrices are multiplied as dense ones
+
+
 class LinearDrift(PyroModule):
     """The affine drift :math:`f(t, z, u) = F z + B u + c`.
 
@@ -198,8 +201,14 @@ class ElementwiseDiffusion(PyroModule):
 
     def forward(self, time: Tensor, state: Tensor, inputs: Tensor | None) -> Tensor:
         """``(..., time, state)``."""
-        hidden = activation_function(self.activation)(torch.addcmul(self.shift, state.unsqueeze(-1), self.slope))
-        raw = torch.linalg.vecdot(hidden, self.weight) + self.bias
+        activate = activation_function(self.activation)
+        if self.slope.dim() + self.shift.dim() + self.weight.dim() == 6 and self.state_dim <= _DENSE:
+            # as products with block-diagonal matrices: some zeros are cheaper than three passes over the hidden units
+            hidden = activate(linear(state, _blocks(self.slope).mT, self.shift.flatten()))
+            raw = linear(hidden, _blocks(self.weight)) + self.bias
+        else:
+            hidden = activate(torch.addcmul(self.shift, state.unsqueeze(-1), self.slope))
+            raw = torch.linalg.vecdot(hidden, self.weight) + self.bias
         if self.ceiling is None:
             return softplus_above(raw, self.floor)
         return self.floor + (self.ceiling - self.floor) * torch.sigmoid(raw)
@@ -251,6 +260,12 @@ class MLPDiffusion(PyroModule):
         x = concatenate(self, state, inputs, None)
         value = self.network(_beside(x, time) if self.uses_time else x)
         return value.unflatten(-1, (self.state_dim, self.noise_dim))
+
+
+def _blocks(rows: Tensor) -> Tensor:
+    """``(n, hidden)`` to the block-diagonal matrix ``(n, n * hidden)``."""
+    eye = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+    return (eye.unsqueeze(-1) * rows).flatten(1)
 
 
 def _beside(x: Tensor, time: Tensor) -> Tensor:

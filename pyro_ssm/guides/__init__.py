@@ -4,7 +4,8 @@ from pyro_ssm.guides.base import Guide
 from pyro_ssm.guides.encoded import AbstractEncodedGuide
 from pyro_ssm.guides.encoder import Context, DataEncoder
 from pyro_ssm.guides.gaussian_markov import GaussianMarkov
-from pyro_ssm.guides.posterior_sde import PosteriorDrift, PosteriorSDE, SDEContext
+from pyro_ssm.guides.posterior_drift import PosteriorDrift
+from pyro_ssm.guides.posterior_sde import PosteriorSDE, SDEContext
 from pyro_ssm.guides.structured import Structured
 
 __all__ = [

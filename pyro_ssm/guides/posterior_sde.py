@@ -7,25 +7,25 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_ssm.blocks import MLP, Linear, activation_function
-from pyro_ssm.blocks._checks import check_choice, hidden_sizes
+from pyro_ssm.blocks import Linear
+from pyro_ssm.blocks._checks import check_choice
 from pyro_ssm.blocks._gaussian import diagonal_normal
 from pyro_ssm.components import gap
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.distributions import GirsanovPath, MarkovPath
+from pyro_ssm.distributions import EulerDraw, EulerPath, GirsanovPath, MarkovPath
 from pyro_ssm.distributions.markov_path import Draw
 from pyro_ssm.dynamics import EulerMaruyama, NeuralSDE
-from pyro_ssm.dynamics.neural_sde import tensors_with_gradient
+from pyro_ssm.dynamics.sde_checks import tensors_with_gradient
 from pyro_ssm.guides.encoded import AbstractEncodedGuide
+from pyro_ssm.guides.posterior_drift import PosteriorDrift
 from pyro_ssm.models import StateSpaceModel, batch_shape, series_plate, site_name
 from pyro_ssm.models.sde_sites import known_start, noise_law, refuse_memory, solve_noise, start_law
 from pyro_ssm.ops import SDEStep, sde_step
 from pyro_ssm.ops.sde import check_path, noise_times
 
-__all__ = ["PosteriorDrift", "PosteriorSDE", "SDEContext"]
+__all__ = ["PosteriorSDE", "SDEContext"]
 
 
 class SDEContext(NamedTuple):
@@ -41,50 +41,6 @@ class SDEContext(NamedTuple):
     inputs: Tensor | None
     sde: NeuralSDE
     initial: Any
-
-
-class PosteriorDrift(PyroModule):
-    """A network of the state and the features of the data,
-
-    .. math:: v(z, c) = \\text{MLP}(a(W z + C c + b)).
-
-    Args:
-        state_dim: size of the state.
-        feature_dim: size of the features.
-        out_dim: size of the result.
-        hidden: sizes of the hidden layers, at least one.
-        activation: see ``blocks.activation_function``.
-
-    >>> import torch
-    >>> from pyro_ssm.guides import PosteriorDrift
-    >>> PosteriorDrift(2, 8, 2)(torch.zeros(1), torch.zeros(3, 5, 2), torch.zeros(5, 8)).shape
-    torch.Size([3, 5, 2])
-    """
-
-    def __init__(
-        self,
-        state_dim: int,
-        feature_dim: int,
-        out_dim: int,
-        hidden: int | Sequence[int] = (64, 64),
-        activation: str | Callable[[Tensor], Tensor] = "softplus",
-    ) -> None:
-        super().__init__()
-        sizes = hidden_sizes(hidden)
-        if not sizes:
-            raise ValueError("`hidden` must have at least one layer, got ()")
-        self.from_state = Linear(state_dim, sizes[0], bias=False)
-        self.from_features = Linear(feature_dim, sizes[0])
-        self.rest = MLP(sizes[0], sizes[1:], out_dim, activation)
-        self.activation = activation
-
-    def forward(self, time: Tensor, state: Tensor, features: Tensor) -> Tensor:
-        """``(..., time, out)``."""
-        return self.given(state, self.from_features(features))
-
-    def given(self, state: Tensor, prepared: Tensor) -> Tensor:
-        """The same with ``from_features(features)`` computed before, for all times at once."""
-        return self.rest(activation_function(self.activation)(self.from_state(state) + prepared))
 
 
 class PosteriorSDE(AbstractEncodedGuide):
@@ -212,8 +168,7 @@ class PosteriorSDE(AbstractEncodedGuide):
         if self.form == "control":
             value = sde.drift_at(state, time, inputs) + g * value
         pseudo = self.pseudo(features) if self.tilt else None
-        loc, scale = _diagonal_step(state, value, g, step, step.sqrt(), pseudo)
-        return diagonal_normal(loc, scale)
+        return diagonal_normal(*_seen_through(state + value * step, (g * step.sqrt()).abs(), pseudo))
 
     # ------------------------------------------------------------------------------------------------- the path
 
@@ -222,6 +177,7 @@ class PosteriorSDE(AbstractEncodedGuide):
         known = known_start(start_law(context.initial, torch.Size())) is not None
         if sde.site != "path" or sde.noise != "diagonal" or known:
             return None
+        key = sde.diffusion_key(context.times, context.inputs)
 
         def path(shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
             features = context.features
@@ -233,17 +189,23 @@ class PosteriorSDE(AbstractEncodedGuide):
             gaps = context.times.diff(dim=-1).to(features).unsqueeze(-1)
             t, h, root = clock.split(1, -2), gaps.split(1, -2), gaps.sqrt().split(1, -2)
             u = None if context.inputs is None else context.inputs.split(1, -2)
-            states, scales = [first.loc + first.scale * e[0]], [first.scale.expand(e[0].shape)]
+            states, locs, scales, priors = [first.loc + first.scale * e[0]], [], [first.scale.expand(e[0].shape)], []
             for k in range(1, len(e)):
                 z, held = states[-1], None if u is None else u[k - 1]
                 g, f = sde._diffusion(t[k - 1], z, held), drift(k, t[k - 1], z)
                 if self.form == "control":
                     f = sde._drift(t[k - 1], z, held) + g * f
-                loc, scale = _diagonal_step(z, f, g, h[k - 1], root[k - 1], pseudo[k])
+                prior = (g * root[k - 1]).abs()
+                loc, scale = _seen_through(z + f * h[k - 1], prior, pseudo[k])
                 states.append(torch.addcmul(loc, scale, e[k]))
+                locs.append(loc.expand(e[k].shape))
                 scales.append(scale.expand(e[k].shape))
-            z = check_path(torch.cat(states, -2), context.times, "the path of the guide")
-            return z, noise, torch.cat(scales, -2)
+                priors.append(prior.expand(e[k].shape))
+            z, scale = check_path(torch.cat(states, -2), context.times, "the path of the guide"), torch.cat(scales, -2)
+            if key is not None and locs:
+                prior = torch.cat(priors, -2) if self.tilt else scale[..., 1:, :]
+                z.euler_draw = EulerDraw(key, torch.cat(locs, -2), scale[..., 1:, :], prior)  # type: ignore[attr-defined]
+            return z, noise, scale
 
         return path
 
@@ -258,11 +220,18 @@ class PosteriorSDE(AbstractEncodedGuide):
     def path(self, data: TimeSeries, model: StateSpaceModel) -> MarkovPath | GirsanovPath:  # type: ignore[override]
         sde = _equation(model.transition)
         if sde.site == "path":
-            return super().path(data, model)
+            law = super().path(data, model)
+            return law if law._draw is None else self._euler(law, data, model)
         refuse_memory(model)
         if sde.site == "noise" or data.values is None:
             return super().path(data, model)
         return self._girsanov(data, model, self.encode(data, model))
+
+    def _euler(self, law: MarkovPath, data: TimeSeries, model: StateSpaceModel) -> EulerPath:
+        """The same law with the form of the divergence that a draw of it allows."""
+        first = law._step(None, slice(0, 1), None)
+        shape, mask = (data.num_times, model.initial.state_dim), law._step_mask
+        return EulerPath(law._step, first, lambda states: states, None, *shape, mask, law.batch_shape, law._draw)
 
     def _girsanov(self, data: TimeSeries, model: StateSpaceModel, context: SDEContext) -> GirsanovPath:
         sde, features, width = context.sde, context.features, 0 if data.inputs is None else data.inputs.shape[-1]
@@ -352,11 +321,8 @@ class PosteriorSDE(AbstractEncodedGuide):
         return {"control": means, "solve": lambda noise: solve_noise(bound, data, start, noise), "draw": draw}
 
 
-def _diagonal_step(
-    z: Tensor, f: Tensor, g: Tensor, h: Tensor, root: Tensor, pseudo: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Mean and scale of an Euler step, seen through a pseudo-observation ``(m, log precision)`` if there is one."""
-    loc, scale = z + f * h, (g * root).abs()
+def _seen_through(loc: Tensor, scale: Tensor, pseudo: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and scale of a step N(loc, scale^2), times the factor of a pseudo-observation (m, precision) if any."""
     if pseudo is None:
         return loc, scale
     m, raw = pseudo.chunk(2, -1)

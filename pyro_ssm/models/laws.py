@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_ssm.components import Emission, Initial, Memory, Transition, gaps
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.distributions import GirsanovPath, History, MarkovPath, Observations, masked
+from pyro_ssm.distributions import EulerPath, GirsanovPath, History, MarkovPath, Observations, masked
 from pyro_ssm.dynamics import NeuralSDE
 
 __all__ = ["BoundModel", "batch_shape", "emission_law", "history", "observation_law", "path_law"]
@@ -109,14 +109,45 @@ def path_law(model: BoundModel, data: TimeSeries, run: History | None = None) ->
     """
     if isinstance(model.transition, NeuralSDE) and model.transition.site == "girsanov":
         return reference_law(model, data)
+    step_mask = None if data.lengths is None else data.step_mask
+    if run is None and _is_diagonal_euler(model.transition):
+        return _euler_law(model, data, step_mask)
     return MarkovPath(
         model.initial,
         model.transition,
         data.times,
         data.inputs,
         run,
-        step_mask=None if data.lengths is None else data.step_mask,
+        step_mask=step_mask,
         batch_shape=batch_shape(model, data),
+    )
+
+
+def _is_diagonal_euler(transition: Transition) -> bool:
+    return isinstance(transition, NeuralSDE) and transition.site == "path" and transition.noise == "diagonal"
+
+
+def _euler_law(model: BoundModel, data: TimeSeries, step_mask: Tensor | None) -> EulerPath:
+    """The Euler chain of an equation with diagonal noise."""
+    sde: NeuralSDE = model.transition  # type: ignore[assignment]
+    times, inputs = data.times, data.inputs
+    first = model.initial(times[..., :1], None if inputs is None else inputs[..., :1, :])
+
+    def step(state: Tensor | None, k: slice, summary: Tensor | None) -> Any:
+        if state is None:
+            return first
+        last = slice(k.start - 1, k.stop - 1)
+        return sde(state, times[..., last], times[..., k], None if inputs is None else inputs[..., last, :])
+
+    return EulerPath(
+        step,
+        first,
+        lambda states: sde.mean_of_steps(states, times, inputs),
+        sde.diffusion_key(times, inputs),
+        data.num_times,
+        sde.state_dim,
+        step_mask,
+        batch_shape(model, data),
     )
 
 
