@@ -4,7 +4,7 @@ The set-up of torchsde's `latent_sde_lorenz` (batch 512, 100 Euler steps, latent
 left out on both sides: features of the data are given. Equal work: the same networks with the same weights, one draw,
 the path KL without its Itô term (`TraceMeanField_ELBO`; torchsde's `logqp`), and a linear Gaussian emission. Loss and
 gradients are compared on the same increments before timing; in the first row torchsde then draws its noise itself, as
-its users do (with `dt` told to `BrownianInterval`), in the second it is given stored increments.
+it does when no noise is given, in the second `BrownianInterval` is told the step, in the third it gets stored increments.
 
     python benchmarks/bench_latent_sde_step.py             # writes results/latent_sde_step.json and .md
     python benchmarks/bench_latent_sde_step.py adjoint     # and `sdeint_adjoint` (minutes)
@@ -13,6 +13,7 @@ its users do (with `dt` told to `BrownianInterval`), in the second it is given s
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from harness import Case, pin_threads, run
 
@@ -98,10 +99,10 @@ def main() -> None:
         grads = [guide.drift.from_state.weight.grad, model.transition.diffusion.weight.grad, features.grad[:, 1:]]
         return torch.stack([loss.detach(), *(g.double().norm().float() for g in grads)])
 
-    def theirs(stored: bool, adjoint: bool = False) -> torch.Tensor:
+    def theirs(stored: bool = False, **how: bool) -> torch.Tensor:
         peer.zero_grad()
         by_time.grad = None
-        loss = peer.loss(by_time, values_by_time, noise if stored else None, adjoint=adjoint)
+        loss = peer.loss(by_time, values_by_time, noise if stored else None, **how)
         loss.backward()
         diffusion = torch.stack([net[2].weight.grad[0] for net in peer.g_nets])
         grads = [peer.f_net[0].weight.grad[:, :LATENT], diffusion, by_time.grad[1:]]
@@ -111,15 +112,16 @@ def main() -> None:
     if difference > 2e-3:
         raise AssertionError(f"loss and gradients differ by {difference:.2e} relative on the same increments")
     size = f"batch {BATCH}, {STEPS} steps, latent {LATENT}, hidden {HIDDEN}"
-    cases = [
-        Case(size, ours, lambda: theirs(False), "torchsde sdeint, its own noise", agree=lambda a, b: difference),
-        Case(size, ours, lambda: theirs(True), "torchsde sdeint, stored increments", rtol=2e-3),
-    ]
+    peers = {
+        "torchsde sdeint": {"told": False},
+        "torchsde sdeint, BrownianInterval(dt=dt)": {},
+        "torchsde sdeint, stored increments": {"stored": True},
+    }
     if "adjoint" in sys.argv[1:]:
-        adjoint = Case(
-            size, ours, lambda: theirs(False, True), "torchsde sdeint_adjoint", agree=lambda a, b: difference
-        )
-        cases.append(adjoint)
+        peers["torchsde sdeint_adjoint, BrownianInterval(dt=dt)"] = {"adjoint": True}
+    cases = [
+        Case(size, ours, partial(theirs, **how), name, agree=lambda a, b: difference) for name, how in peers.items()
+    ]
     run("latent_sde_step", cases, packages=["torchsde", "pyro-ppl", "torch"])
 
 

@@ -69,6 +69,7 @@ def discretize(
     Raises:
         ValueError: the method does not belong to the equation.
         TypeError: the equation is of an unknown kind.
+        RuntimeError: it has run already outside of this transition.
 
     >>> import torch, pyro_ssm as ssm
     >>> from pyro_ssm.components import AffineGaussian, Gaussian
@@ -81,6 +82,11 @@ def discretize(
     (True, False)
     """
     check_size("substeps", substeps)
+    if isinstance(equation, PyroModule) and equation._pyro_context.used:
+        raise RuntimeError(
+            "`equation` has run already, and Pyro cannot rename its parameters: discretise first, run afterwards (two "
+            "models may share the equation, and whatever else they have in common)"
+        )
     if isinstance(equation, (LinearSDEProcess, OrnsteinUhlenbeck)):
         if method == "exact":
             return equation

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ssm.binding import bind, is_bound
 from pyro_ssm.blocks._conditioning import check_state
 from pyro_ssm.blocks._gaussian import with_time
 from pyro_ssm.components import Affine, AffineGaussian, Gaussian, SampleOnly, Transition, gap
@@ -138,8 +139,9 @@ class LocalLinearisation(Transition, Gaussian):
     ) -> Any:
         """The law of the next states; ``state`` ``(..., time, state)``."""
         check_state(self, state)
-        f, J = _drift_and_jacobian(lambda z: self.sde.drift_at(z, time, inputs), state)
-        g = _as_matrix(self.sde, self.sde.diffusion_at(state, time, inputs))
+        sde = self.sde if is_bound(self) else bind(self.sde)  # a differentiated function cannot register parameters
+        f, J = _drift_and_jacobian(lambda z: sde.drift_at(z, time, inputs), state)
+        g = _as_matrix(sde, sde.diffusion_at(state, time, inputs))
         step = linear_sde_step(J, g, gap(time, next_time, state).squeeze(-1))
         loc = state + (step.integral @ f.unsqueeze(-1)).squeeze(-1)
         return SingularNormal(

@@ -118,6 +118,9 @@ class NeuralSDE(Transition):
                 raise TypeError(f"`{name}` must be callable as {name}(t, z, inputs), got {field!r}")
         self.drift, self.diffusion = drift, diffusion
         self.noise = check_choice("noise", noise, NOISES)
+        if getattr(diffusion, "is_diagonal", noise == "diagonal") != (noise == "diagonal"):
+            kind = "a vector" if noise != "diagonal" else "a matrix"
+            raise ValueError(f"noise={noise!r} does not go with a diffusion that is {kind}: change one of them")
         self.interpretation = check_choice("interpretation", interpretation, tuple(SCHEMES))
         self.method = _check_method(method, interpretation, noise)
         self.state_dim = _size("state_dim", state_dim, drift, "drift")
