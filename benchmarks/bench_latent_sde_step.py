@@ -4,7 +4,7 @@ The set-up of torchsde's `latent_sde_lorenz` (batch 512, 100 Euler steps, latent
 left out on both sides: features of the data are given. Equal work: the same networks with the same weights, one draw,
 the path KL without its Itô term (`TraceMeanField_ELBO`; torchsde's `logqp`), and a linear Gaussian emission. Loss and
 gradients are compared on the same increments before timing; in the first row torchsde then draws its noise itself, as
-it does when no noise is given, in the second `BrownianInterval` is told the step, in the third it gets stored increments.
+it does when no noise is given, in the second `BrownianInterval` is told the step, in the third increments are given.
 
     python benchmarks/bench_latent_sde_step.py             # writes results/latent_sde_step.json and .md
     python benchmarks/bench_latent_sde_step.py adjoint     # and `sdeint_adjoint` (minutes)

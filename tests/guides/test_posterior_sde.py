@@ -38,7 +38,10 @@ forms = pytest.mark.parametrize("form", FORMS)
 def linear(state_dim=1, **how):
     F = torch.tensor([[-0.7, 0.3], [0.0, -1.1]])[:state_dim, :state_dim]
     sde = NeuralSDE(LinearDrift(F, 0.3), ConstantDiffusion(0.8, state_dim), **how)
-    return StateSpaceModel(NormalInitial(state_dim), sde, LinearNormal(state_dim, 1, scale=0.7)).double()
+    model = StateSpaceModel(NormalInitial(state_dim), sde, LinearNormal(state_dim, 1, scale=0.7)).double()
+    with torch.no_grad():
+        model.emission.matrix.fill_(0.8)
+    return model
 
 
 def series(batch=(3,), num=4, refine=4, own=False, lengths=None):
@@ -56,10 +59,10 @@ def exact(model, data):
         return infer.kalman_filter(chain.bind(), data).log_likelihood.sum(-1)
 
 
-def built(form, state_dim=1, **guide):
+def built(site, state_dim=1, **guide):
     """Model and guide; the chain that is the judge is built first, before anything runs."""
     torch.manual_seed(0)
-    model = linear(state_dim, **FORMS[form])
+    model = linear(state_dim, **FORMS[site])
     return model, PosteriorSDE(model, hidden_dim=4, drift_hidden=(8,), **guide).double()
 
 
@@ -76,13 +79,26 @@ def built(form, state_dim=1, **guide):
     ],
 )
 def test_importance_weights_of_every_form_agree_with_the_exact_likelihood(form, guide):
-    """Own grids; the guide is untrained, so a wrong ratio would show (without its Ito term Girsanov's is off by 0.5)."""
+    """Own grids; the guide is untrained, so a wrong ratio would show (without its Itô term Girsanov's is off)."""
     data = series(own=True)
-    model, guide = built(form, 2, **guide)
+    F = torch.tensor([[-0.7, 0.3], [0.0, -1.1]], dtype=D)
+    pull = 0.6 if form in ("noise", "milstein") or "form" in guide else 0.5
+
+    def drift(t, z, c):
+        """A control, or the prior's drift with one."""
+        u = pull * torch.sin(3 * z)
+        return u if pull == 0.6 else z @ F.mT + 0.3 + u
+
+    model, guide = built(form, 2, drift=drift, **guide)
+    with torch.no_grad():  # a wide start, so that all weights have a variance
+        guide.first.weight.zero_()
+        guide.first.bias.copy_(torch.tensor([0.0, 0.0, 0.8, 0.8]))
+        if guide.tilt:
+            guide.pseudo.bias[2:] -= 2.0
     wanted = exact(linear(2), data)
     found = importance_log_likelihood(model, guide, data, 4000, batch=4000)
-    assert ((found.log_likelihood - wanted).abs() < 4.5 * found.standard_error + 0.02).all(), found
-    assert (found.standard_error < 0.15).all()
+    assert ((found.log_likelihood - wanted).abs() < 4.5 * found.standard_error).all(), found
+    assert (found.standard_error < 0.06).all()
     assert (found.bound < wanted).all()
 
 
@@ -240,7 +256,7 @@ def test_a_guide_that_blows_up_says_where():
     torch.manual_seed(0)
     model = linear()
     guide = PosteriorSDE(model, 4, drift=lambda t, z, c: torch.where(t > 1.0, torch.inf, z)).double()
-    with pytest.raises(FloatingPointError, match=r"the path of the guide is not finite at step \d+ \(time 1.3333\)"):
+    with pytest.raises(FloatingPointError, match=r"the path of the guide is not finite at step 8 \(time 1.33333\)"):
         guide(series())
 
 
@@ -306,7 +322,7 @@ def test_annealing_and_free_bits_know_the_noise_sites():
     def loss(elbo, beta=1.0):
         torch.manual_seed(0)
         with kl_annealing(beta):
-            return float(elbo.differentiable_loss(model, guide, data))
+            return float(elbo.differentiable_loss(model, guide, data).detach())
 
     plain = loss(Trace_ELBO())
     assert loss(FreeBits(0.0)) == pytest.approx(plain)
@@ -315,6 +331,7 @@ def test_annealing_and_free_bits_know_the_noise_sites():
     assert loss(FreeBits(100.0)) == pytest.approx(none + 100.0 * (3 + 12 + 4 + 8))
 
 
+@pytest.mark.slow
 def test_a_trained_guide_approaches_the_exact_likelihood_from_below():
     """A tilted guide contains the exact posterior of a linear equation."""
     data = series(num=5, refine=2)
@@ -323,7 +340,7 @@ def test_a_trained_guide_approaches_the_exact_likelihood_from_below():
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     before = evidence_lower_bound(model, guide, data, 200)
-    infer.fit(model, guide, data, num_steps=400, lr=0.02, progress=False)
+    infer.fit(model, guide, data, num_steps=1000, lr=0.01, progress=False)
     after = evidence_lower_bound(model, guide, data, 400)
     assert (after.series < wanted + 4.5 * after.standard_error).all()
     assert float(wanted.sum() - after.total) < 0.25
@@ -356,14 +373,14 @@ def test_a_learned_diffusion_does_not_collapse():
     """
     truth, found = 1.0, {}
     torch.manual_seed(3)
-    times = torch.linspace(0, 10, 101, dtype=D)
+    times = torch.linspace(0, 6, 61, dtype=D)
     chain = StateSpaceModel(
         NormalInitial(1), NeuralSDE(LinearDrift(torch.tensor([[-1.0]])), ConstantDiffusion(truth, 1)),
         LinearNormal(1, 1, scale=0.1),
     ).double()  # fmt: skip
     with torch.no_grad():
         chain.emission.matrix.fill_(1.0)
-        empty = TimeSeries(times, torch.zeros(8, 101, 1, dtype=D)).refine(2)
+        empty = TimeSeries(times, torch.zeros(8, 61, 1, dtype=D)).refine(2)
         _, y = poutine.uncondition(chain)(empty.without_values())
     data = TimeSeries(times, y).refine(2)
     for tilt in (True, False):
@@ -375,7 +392,7 @@ def test_a_learned_diffusion_does_not_collapse():
             emission.matrix.fill_(1.0)
         model = StateSpaceModel(NormalInitial(1), sde, emission.requires_grad_(False)).double()
         guide = PosteriorSDE(model, 16, drift_hidden=(32,), tilt=tilt, form="control").double()
-        infer.fit(model, guide, data, num_steps=600, lr=0.01, progress=False)
+        infer.fit(model, guide, data, num_steps=400, lr=0.02, progress=False)
         found[tilt] = float(model.transition.diffusion.scale.detach())
     assert abs(found[True] / truth - 1) < 0.1, found
     assert found[False] < found[True]

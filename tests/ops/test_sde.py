@@ -207,9 +207,7 @@ def test_a_path_that_blows_up_is_named():
     path = torch.ones(2, 3, 5, 1)
     path[1, 2, 3] = float("nan")
     times = torch.linspace(0, 1, 5)
-    with pytest.raises(
-        FloatingPointError, match=r"step 3 \(time 0.75\) of series \(1, 2\): the state before has norm 1"
-    ):
+    with pytest.raises(FloatingPointError, match=r"step 3 \(time 0.75\) of series \(1, 2\): the state before"):
         check_path(path, times, "the path")
     with pytest.raises(FloatingPointError, match="this is the start"):
         check_path(path[1, 2, 3:], times[3:], "the path")
