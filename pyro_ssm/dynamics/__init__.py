@@ -3,6 +3,15 @@
 from pyro_ssm.dynamics import structural
 from pyro_ssm.dynamics.corrected import CorrectedTransition
 from pyro_ssm.dynamics.diffuse import DiffuseInitial
+from pyro_ssm.dynamics.discretize import discretize
+from pyro_ssm.dynamics.discretized import (
+    AffineEulerMaruyama,
+    EulerMaruyama,
+    ExactLinear,
+    LocalLinearisation,
+    ODESteps,
+    SimulatedSteps,
+)
 from pyro_ssm.dynamics.durations import CategoricalDuration, NegativeBinomialDuration, PoissonDuration
 from pyro_ssm.dynamics.finite import CategoricalInitial, MarkovChain
 from pyro_ssm.dynamics.harmonic_oscillator import HarmonicOscillator
@@ -13,33 +22,46 @@ from pyro_ssm.dynamics.linear_sde import LinearSDE, LinearSDEProcess
 from pyro_ssm.dynamics.markov_jump import MarkovJump
 from pyro_ssm.dynamics.matern import Matern
 from pyro_ssm.dynamics.neural import FunctionTransition, GatedTransition, MLPTransition
+from pyro_ssm.dynamics.neural_sde import NeuralSDE
 from pyro_ssm.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from pyro_ssm.dynamics.part import Part, Parts
 from pyro_ssm.dynamics.radial import RBFTransition
+from pyro_ssm.dynamics.sde_fields import ConstantDiffusion, ElementwiseDiffusion, LinearDrift, MLPDiffusion, MLPDrift
 from pyro_ssm.dynamics.semi_markov import SemiMarkov, SemiMarkovInitial
 from pyro_ssm.dynamics.stacked import Stacked, StackedDiffuseInitial, StackedInitial, stack_initials
 from pyro_ssm.dynamics.stationary import Stationary, StationaryInitial
 from pyro_ssm.dynamics.switching import SwitchingInitial, SwitchingLinear
 
 __all__ = [
+    "AffineEulerMaruyama",
     "CategoricalDuration",
     "CategoricalInitial",
+    "ConstantDiffusion",
     "CorrectedTransition",
     "DiffuseInitial",
+    "ElementwiseDiffusion",
+    "EulerMaruyama",
+    "ExactLinear",
     "FunctionTransition",
     "GatedTransition",
     "HarmonicOscillator",
     "IntegratedWiener",
     "KnownInitial",
+    "LinearDrift",
     "LinearNormal",
     "LinearSDE",
     "LinearSDEProcess",
+    "LocalLinearisation",
+    "MLPDiffusion",
+    "MLPDrift",
     "MLPTransition",
     "MarkovChain",
     "MarkovJump",
     "Matern",
     "NegativeBinomialDuration",
+    "NeuralSDE",
     "NormalInitial",
+    "ODESteps",
     "OrnsteinUhlenbeck",
     "Part",
     "Parts",
@@ -47,6 +69,7 @@ __all__ = [
     "RBFTransition",
     "SemiMarkov",
     "SemiMarkovInitial",
+    "SimulatedSteps",
     "Stacked",
     "StackedDiffuseInitial",
     "StackedInitial",
@@ -54,6 +77,7 @@ __all__ = [
     "StationaryInitial",
     "SwitchingInitial",
     "SwitchingLinear",
+    "discretize",
     "stack_initials",
     "structural",
 ]

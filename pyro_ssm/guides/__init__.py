@@ -5,6 +5,19 @@ from pyro_ssm.guides.encoded import AbstractEncodedGuide
 from pyro_ssm.guides.encoder import Context, DataEncoder
 from pyro_ssm.guides.gaussian_markov import GaussianMarkov
 from pyro_ssm.guides.linear_gaussian import LinearGaussian
+from pyro_ssm.guides.posterior_drift import PosteriorDrift
+from pyro_ssm.guides.posterior_sde import PosteriorSDE, SDEContext
 from pyro_ssm.guides.structured import Structured
 
-__all__ = ["AbstractEncodedGuide", "Context", "DataEncoder", "GaussianMarkov", "Guide", "LinearGaussian", "Structured"]
+__all__ = [
+    "AbstractEncodedGuide",
+    "Context",
+    "DataEncoder",
+    "GaussianMarkov",
+    "Guide",
+    "LinearGaussian",
+    "PosteriorDrift",
+    "PosteriorSDE",
+    "SDEContext",
+    "Structured",
+]

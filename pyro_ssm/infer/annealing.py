@@ -19,11 +19,13 @@ __all__ = ["is_path_site", "kl_annealing", "linear_annealing", "warmup_cosine"]
 def is_path_site(name: str) -> bool:
     """Whether a site holds a latent path: ``"z"``, or ``"child.z"`` when the model is a child of a user's module.
 
+    So do ``"z_start"`` and ``"z_noise"``, of which the path of a ``NeuralSDE(site="noise")`` is a function.
+
     >>> from pyro_ssm.infer.annealing import is_path_site
     >>> is_path_site("z"), is_path_site("child.z"), is_path_site("transition.rate")
     (True, True, False)
     """
-    return name == "z" or name.endswith(".z")
+    return name.rpartition(".")[2] in ("z", "z_start", "z_noise")
 
 
 class kl_annealing(Messenger):

@@ -227,4 +227,6 @@ def _step_mask(args: tuple[Any, ...], kl: Tensor) -> Tensor:
     data = next((arg for arg in args if isinstance(arg, TimeSeries)), None)
     if data is None or data.lengths is None:
         return torch.ones_like(kl, dtype=torch.bool)
-    return data.step_mask.expand(kl.shape)
+    steps = data.step_mask  # noise sites have a step less, and the start is one step, which every series has
+    steps = steps[..., :1] if kl.shape[-1] == 1 else steps[..., -kl.shape[-1] :]
+    return steps.expand(kl.shape)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pyro_ssm.components import Emission, Initial, Memory, Transition, gaps
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.distributions import History, MarkovPath, Observations, masked
+from pyro_ssm.distributions import EulerPath, GirsanovPath, History, MarkovPath, Observations, masked
+from pyro_ssm.dynamics import NeuralSDE
 
 __all__ = ["BoundModel", "batch_shape", "emission_law", "history", "observation_law", "path_law"]
 
@@ -94,8 +95,10 @@ def history(model: BoundModel, data: TimeSeries) -> History | None:
     )
 
 
-def path_law(model: BoundModel, data: TimeSeries, run: History | None = None) -> MarkovPath:
+def path_law(model: BoundModel, data: TimeSeries, run: History | None = None) -> MarkovPath | GirsanovPath:
     """The law of the path ``z`` of a bound model at ``data.times``.
+
+    A :class:`~pyro_ssm.distributions.GirsanovPath` for an equation in the hands of torchsde's solvers.
 
     >>> import torch, pyro_ssm as ssm
     >>> from pyro_ssm.models.laws import path_law
@@ -104,14 +107,66 @@ def path_law(model: BoundModel, data: TimeSeries, run: History | None = None) ->
     >>> path_law(model.bind(), ssm.TimeSeries(torch.arange(4.0), torch.zeros(3, 4, 1))).sample().shape
     torch.Size([3, 4, 2])
     """
+    if isinstance(model.transition, NeuralSDE) and model.transition.site == "girsanov":
+        return reference_law(model, data)
+    step_mask = None if data.lengths is None else data.step_mask
+    if run is None and _is_diagonal_euler(model.transition):
+        return _euler_law(model, data, step_mask)
     return MarkovPath(
         model.initial,
         model.transition,
         data.times,
         data.inputs,
         run,
-        step_mask=None if data.lengths is None else data.step_mask,
+        step_mask=step_mask,
         batch_shape=batch_shape(model, data),
+    )
+
+
+def _is_diagonal_euler(transition: Transition) -> bool:
+    return isinstance(transition, NeuralSDE) and transition.site == "path" and transition.noise == "diagonal"
+
+
+def _euler_law(model: BoundModel, data: TimeSeries, step_mask: Tensor | None) -> EulerPath:
+    """The Euler chain of an equation with diagonal noise."""
+    sde: NeuralSDE = model.transition  # type: ignore[assignment]
+    times, inputs = data.times, data.inputs
+    first = model.initial(times[..., :1], None if inputs is None else inputs[..., :1, :])
+
+    def step(state: Tensor | None, k: slice, summary: Tensor | None) -> Any:
+        if state is None:
+            return first
+        last = slice(k.start - 1, k.stop - 1)
+        return sde(state, times[..., last], times[..., k], None if inputs is None else inputs[..., last, :])
+
+    return EulerPath(
+        step,
+        first,
+        lambda states: sde.mean_of_steps(states, times, inputs),
+        sde.diffusion_key(times, inputs),
+        data.num_times,
+        sde.state_dim,
+        step_mask,
+        batch_shape(model, data),
+    )
+
+
+def reference_law(model: BoundModel, data: TimeSeries) -> GirsanovPath:
+    """The law of a :class:`~pyro_ssm.dynamics.NeuralSDE` by one of torchsde's solvers: the reference of its guides."""
+    if model.memory is not None:
+        raise NotImplementedError(
+            "a memory needs a path that is stepped: use NeuralSDE(..., method='euler'), or leave the memory out"
+        )
+    sde: NeuralSDE = model.transition  # type: ignore[assignment]
+    first = model.initial(data.times[..., :1], None if data.inputs is None else data.inputs[..., :1, :])
+    return GirsanovPath(
+        first,
+        lambda start, noise: sde.solve(start, noise, data.inputs),
+        data.times,
+        sde.noise_dim,
+        batch_shape(model, data),
+        _like(model, data),
+        step_mask=None if data.lengths is None else data.step_mask,
     )
 
 

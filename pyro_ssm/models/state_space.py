@@ -13,8 +13,9 @@ from torch import Tensor
 from pyro_ssm.binding import bind
 from pyro_ssm.components import Component, Emission, Initial, Memory, Transition
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.models.laws import history, observation_law, path_law
+from pyro_ssm.models.laws import history, observation_law
 from pyro_ssm.models.plates import series_plate, site_name
+from pyro_ssm.models.sde_sites import sample_states
 
 __all__ = ["StateSpaceModel"]
 
@@ -108,7 +109,7 @@ class StateSpaceModel(PyroModule):
         bound = self.bind()
         run = history(bound, data)
         with series_plate(self, data):
-            z = pyro.sample(site_name(self, "z"), path_law(bound, data, run))
+            z = sample_states(self, bound, data, run)
             y = pyro.sample(site_name(self, "y"), observation_law(bound, data, z, run), obs=data.values)
         if run is not None and run.simulates:
             run.conclude(z, y)

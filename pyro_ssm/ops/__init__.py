@@ -3,6 +3,7 @@
 from pyro_ssm.ops import resampling
 from pyro_ssm.ops.associative_scan import affine_scan, associative_scan
 from pyro_ssm.ops.block_diagonal import block_diagonal
+from pyro_ssm.ops.brownian import BrownianPath
 from pyro_ssm.ops.causal_conv1d import causal_conv1d, causal_conv1d_reference
 from pyro_ssm.ops.combiner_path import combiner_path, combiner_path_reference
 from pyro_ssm.ops.composite import composite_backward
@@ -29,16 +30,20 @@ from pyro_ssm.ops.quadrature import SigmaPoints, cubature_rule, gauss_hermite_ru
 from pyro_ssm.ops.radial import RadialMoments, radial_basis, radial_moments
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
 from pyro_ssm.ops.scan2x2 import scan2x2, scan2x2_reference
+from pyro_ssm.ops.sde import SDEStep, sde_path, sde_step
 from pyro_ssm.ops.selective_scan import selective_scan, selective_scan_reference
 from pyro_ssm.ops.ssd import ssd, ssd_reference
 from pyro_ssm.ops.ssm_kernel import fft_conv, ssm_kernel, ssm_kernel_reference
 from pyro_ssm.ops.taper import gaspari_cohn
+from pyro_ssm.ops.torchsde_path import torchsde_path
 
 __all__ = [
+    "BrownianPath",
     "LinearStep",
     "NormalPlusLowRank",
     "OpsInfo",
     "RadialMoments",
+    "SDEStep",
     "SigmaPoints",
     "affine_scan",
     "associative_scan",
@@ -91,6 +96,8 @@ __all__ = [
     "resampling",
     "scan2x2",
     "scan2x2_reference",
+    "sde_path",
+    "sde_step",
     "selective_scan",
     "selective_scan_reference",
     "ssd",
@@ -98,6 +105,7 @@ __all__ = [
     "ssm_kernel",
     "ssm_kernel_reference",
     "stationary_root",
+    "torchsde_path",
     "tria",
     "unscented_rule",
 ]

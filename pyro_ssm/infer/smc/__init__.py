@@ -16,7 +16,7 @@ from pyro_ssm.infer.smc.collectors.choices import ChoiceLogProb
 from pyro_ssm.infer.smc.collectors.fixed_lag import FixedLag
 from pyro_ssm.infer.smc.collectors.genealogy import Ancestry, Genealogy
 from pyro_ssm.infer.smc.collectors.moments import FilteredMoments, Moments
-from pyro_ssm.infer.smc.collectors.online_smoothing import OnlineSmoothing, backward_indices
+from pyro_ssm.infer.smc.collectors.online_smoothing import OnlineSmoothing
 from pyro_ssm.infer.smc.collectors.quantiles import Quantiles
 from pyro_ssm.infer.smc.collectors.variance import EvidenceVariance, MeanVariance
 from pyro_ssm.infer.smc.conditional import ConditionalPath, conditional_smc

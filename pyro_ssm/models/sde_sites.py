@@ -1,0 +1,112 @@
+"""The states of a model as Pyro sites: one path, or the noise that drives it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_ssm.data import TimeSeries
+from pyro_ssm.distributions import DrivenNoise, History, MarkovPath, SingularNormal
+from pyro_ssm.dynamics import NeuralSDE
+from pyro_ssm.models.laws import BoundModel, batch_shape, path_law
+from pyro_ssm.models.plates import site_name
+from pyro_ssm.ops import BrownianPath
+
+__all__ = ["known_start", "noise_law", "refuse_memory", "sample_states", "solve_noise", "start_law", "through_noise"]
+
+
+def sample_states(model: Any, bound: BoundModel, data: TimeSeries, run: History | None) -> Tensor:
+    """Sample the path ``(*batch, time, state)``: the site ``"z"``, or ``"z_start"`` and ``"z_noise"`` that drive it.
+
+    >>> from pyro_ssm.models.sde_sites import sample_states
+    >>> sample_states.__name__
+    'sample_states'
+    """
+    if not through_noise(bound):
+        return pyro.sample(site_name(model, "z"), path_law(bound, data, run))
+    refuse_memory(bound)
+    held = None if data.inputs is None else data.inputs[..., :1, :]
+    first = start_law(bound.initial(data.times[..., :1], held), batch_shape(bound, data))
+    start = known_start(first)
+    if start is None:
+        start = pyro.sample(site_name(model, "z_start"), first)
+    noise = start[..., 1:, :]  # for a single time: no noise
+    if data.num_times > 1:
+        noise = pyro.sample(site_name(model, "z_noise"), noise_law(bound, data, start))
+    path = solve_noise(bound, data, start, noise)
+    z = pyro.deterministic(site_name(model, "z"), path, event_dim=2)
+    if z is not path:
+        raise ValueError(
+            'site "z" was conditioned, but it is a function of the sites "z_start" and "z_noise": condition these, or '
+            'use an equation with the density of a path (NeuralSDE(..., method="euler", site="path"))'
+        )
+    return z
+
+
+def through_noise(model: BoundModel) -> bool:
+    """Whether the random variable of a model's path is its noise.
+
+    >>> import pyro_ssm as ssm
+    >>> from pyro_ssm.models.sde_sites import through_noise
+    >>> through_noise(ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1)))
+    False
+    """
+    return isinstance(model.transition, NeuralSDE) and model.transition.site == "noise"
+
+
+def start_law(first: Any, shape: torch.Size) -> MarkovPath:
+    """The law of the first state as a path of one step: event ``(1, state)``.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.sde_sites import start_law
+    >>> start_law(ssm.dynamics.NormalInitial(2)(torch.zeros(1), None), torch.Size([3])).sample().shape
+    torch.Size([3, 1, 2])
+    """
+    return MarkovPath.over(lambda state, k, summary: first, 1, first.event_shape[0], batch_shape=shape)
+
+
+def known_start(law: MarkovPath) -> Tensor | None:
+    """The first state, where its law is a point; else None."""
+    first = law._step(None, slice(0, 1), None)
+    if isinstance(first, SingularNormal) and not bool(first._unbroadcasted_scale_tril.any()):
+        return first.mean.expand(law.batch_shape + law.event_shape)
+    return None
+
+
+def noise_law(model: BoundModel, data: TimeSeries, start: Tensor, **driven: Any) -> DrivenNoise:
+    """White noise over the gaps of ``data``, or a guide's driven noise.
+
+    >>> from pyro_ssm.models.sde_sites import noise_law
+    >>> noise_law.__name__
+    'noise_law'
+    """
+    step_mask = None if data.lengths is None else data.step_mask[..., 1:]
+    shape = torch.broadcast_shapes(start.shape[:-2], batch_shape(model, data))
+    sde = model.transition
+    return DrivenNoise(data.num_times - 1, sde.noise_dim, shape, start, step_mask=step_mask, **driven)  # type: ignore[attr-defined]
+
+
+def solve_noise(model: BoundModel, data: TimeSeries, start: Tensor, noise: Tensor) -> Tensor:
+    """The path from a start and standardised increments.
+
+    >>> from pyro_ssm.models.sde_sites import solve_noise
+    >>> solve_noise.__name__
+    'solve_noise'
+    """
+    if data.num_times == 1:
+        return start
+    sde: NeuralSDE = model.transition  # type: ignore[assignment]
+    return sde.solve(start, BrownianPath.of_normal(data.times, noise, seed=0), data.inputs)
+
+
+def refuse_memory(model: BoundModel) -> None:
+    """Raise for a model with memory, whose path is no function of noise alone."""
+    if model.memory is not None:
+        raise NotImplementedError(
+            "a memory needs a path that is stepped: use NeuralSDE(..., method='euler', site='path'), or leave the "
+            "memory out"
+        )
