@@ -58,7 +58,7 @@ def forward(
         terms = torch.where(s.seen.any(-1).unsqueeze(1), terms, torch.zeros_like(terms))
     out[0].copy_(terms if alive is None else torch.where(alive, terms, torch.zeros_like(terms)))
     if keep & MEANS:
-        filtered = mean + over_time(v, g.gain)
+        mean, filtered = _held(s, mean, mean + over_time(v, g.gain), 2)
         if alive is not None:
             last = (lengths - 1).clamp(min=0)[..., None, None].expand(*filtered.shape[:2], 1, filtered.shape[3])
             stands = filtered.gather(2, last)
@@ -74,24 +74,33 @@ def forward(
         out[5][: parts.numel()] = parts
 
 
+def _held(s: System, predicted: Tensor, filtered: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Laws that nothing changes, bit for bit: unmoved since the time before, or with nothing seen."""
+    if s.seen is None and s.moves is None:
+        return predicted, filtered
+    groups, times = predicted.shape[0], predicted.shape[dim]
+    fresh = torch.ones(groups, times, 2, dtype=torch.bool, device=predicted.device)
+    if s.moves is not None:
+        fresh[:, 1:, 0] = s.moves
+    if s.seen is not None:
+        fresh[..., 1] = s.seen.any(-1)
+    fresh = fresh.flatten(1)
+    last = torch.where(fresh, torch.arange(2 * times, device=fresh.device), 0).cummax(1).values
+    both = torch.stack([predicted, filtered], dim + 1).flatten(dim, dim + 1)
+    index = last.reshape((groups,) + (1,) * (dim - 1) + (-1,) + (1,) * (both.dim() - dim - 1)).expand(both.shape)
+    predicted, filtered = both.gather(dim, index).unflatten(dim, (times, 2)).unbind(dim + 1)
+    return predicted, filtered
+
+
 def _roots(s: System, g: Gains, filtered_out: Tensor, predicted_out: Tensor) -> None:
-    """Square roots of the filtered and predicted covariances; a law that is still the initial one keeps its root."""
+    """Square roots of the filtered and predicted covariances."""
     steps, p = g.root.shape[1], s.y.shape[-1]
     H, R = s.H[:, :steps], s.R[:, :steps]
     upper = torch.cat([(H @ g.root), R.expand(g.root.shape[:2] + R.shape[2:])], -1)
     lower = torch.cat([g.root, g.root.new_zeros(g.root.shape[:-1] + (p,))], -1)
-    filtered = tria(torch.cat([upper, lower], -2))[..., p:, p:]
-    predicted = tria(g.root)
+    predicted, filtered = tria(g.root), tria(torch.cat([upper, lower], -2))[..., p:, p:]
     predicted[:, 0] = s.L
-    given = torch.ones(s.L.shape[0], dtype=torch.bool, device=s.L.device)
-    for t in range(steps):
-        if t:
-            given = given & ~s.moves[:, t - 1] if s.moves is not None else torch.zeros_like(given)
-            if not bool(given.any()):
-                break
-            predicted[:, t] = torch.where(given[:, None, None], s.L, predicted[:, t])
-        given = given & ~s.seen[:, t].any(-1) if s.seen is not None else torch.zeros_like(given)
-        filtered[:, t] = torch.where(given[:, None, None], s.L, filtered[:, t])
+    predicted, filtered = _held(s, predicted, filtered, 1)
     for out, roots in ((filtered_out, filtered), (predicted_out, predicted)):
         out[:, :steps] = roots
         out[:, steps:] = roots[:, -1:]

@@ -522,7 +522,8 @@ class _Path(MarkovPath):
 
     def expand(self, batch_shape, _instance=None):
         wide = copy.copy(self)
-        wide._set(self._step, *self.event_shape, self._history, self._step_mask, torch.Size(batch_shape), self._draw)
+        rest = torch.Size(batch_shape), self._draw, self._discrete
+        wide._set(self._step, *self.event_shape, self._history, self._step_mask, *rest)
         return wide
 
 
