@@ -50,6 +50,8 @@ def composite_backward(
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
+        # views: one argument may depend on another, and what goes through that one is its own gradient's
+        args = [arg.view_as(arg) if wanted else arg for arg, wanted in zip(args, needed, strict=True)]
         outputs = reference(*args)
         outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
         pairs = [(x, g) for x, g in zip(outputs, grads, strict=True) if g is not None and x.requires_grad]

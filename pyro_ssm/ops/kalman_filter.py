@@ -187,7 +187,7 @@ class _Filter(torch.autograd.Function):
     def forward(ctx: Any, keep: int, options: tuple, *args: Tensor) -> tuple[Tensor, ...]:
         found = _problem(options, args)
         needed = any(ctx.needs_input_grad)
-        out = kalman_forward(*found.arguments, keep=keep | (TAPE if needed else 0))
+        out = kalman_forward(*(*found.arguments, keep | (TAPE if needed else 0)))
         if needed:
             inner = [x for x in found.arguments if isinstance(x, Tensor)]
             ctx.there = [isinstance(x, Tensor) for x in found.arguments[:-1]]
