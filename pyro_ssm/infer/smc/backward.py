@@ -93,7 +93,6 @@ def backward_log_weights(fk: FeynmanKac, previous: Cloud, particles: Any, k: int
     >>> [(block, pairs.shape) for block, pairs in backward_log_weights(walk, cloud, torch.ones(2), 1)]
     [(slice(0, 2, None), torch.Size([3, 2]))]
     """
-    assert fk.log_backward is not None
     num = len(next(leaves(particles)))
     block = max(1, _PAIRS // max(previous.log_weights.numel(), 1))
     early = tree_map(lambda x: x.unsqueeze(1), previous.particles)
@@ -123,6 +122,9 @@ def backward_indices(
     Returns:
         int64 ``(num_draws, M, *batch)``.
 
+    Raises:
+        ValueError: the process has no ``log_backward``.
+
     Source: Godsill, Doucet and West (2004), "Monte Carlo smoothing for nonlinear time series".
 
     >>> import torch, pyro_ssm as ssm
@@ -134,6 +136,7 @@ def backward_indices(
     >>> backward_indices(fk, Cloud(x, torch.zeros(5), 0), x, 1, num_draws=2).shape
     torch.Size([2, 5])
     """
+    require_backward(fk, "backward_indices", "the genealogy")
     num, batch = previous.num_particles, previous.log_weights.shape[1:]
     if points is None:
         points = uniforms_like(previous.log_weights)((num_draws, len(next(leaves(particles)))) + batch)
@@ -186,7 +189,6 @@ def rejection_indices(
     >>> rejection_indices(walk, cloud, torch.tensor([50.0, 50.5, 1.0]), 1, 0.0, trials=100)
     tensor([1, 1, 0])
     """
-    assert fk.log_backward is not None
     batch = previous.log_weights.shape[1:]
     shape = torch.Size((len(next(leaves(particles))),)) + batch
     uniforms = uniforms_like(previous.log_weights) if uniforms is None else uniforms
@@ -255,7 +257,6 @@ def metropolis_indices(
     >>> metropolis_indices(walk, cloud, torch.tensor([50.0, 1.0]), 1, torch.tensor([0, 0]), num_steps=50)
     tensor([1, 0])
     """
-    assert fk.log_backward is not None
     batch = previous.log_weights.shape[1:]
     uniforms = uniforms_like(previous.log_weights) if uniforms is None else uniforms
     index = start
