@@ -30,7 +30,7 @@ __all__ = ["ibis"]
 def ibis(
     model: Any,
     data: TimeSeries,
-    num_draws: int = 1000,
+    num_samples: int = 1000,
     *,
     filter: Filter = kalman_filter,
     num_moves: int = 5,
@@ -55,7 +55,7 @@ def ibis(
     Args:
         model: an unbound :class:`~pyro_ssm.models.StateSpaceModel`; what has a prior (``PyroSample``) is sampled.
         data: with values; a batch of series shares the parameters, and goes on step by step together.
-        num_draws: S, draws of the parameters.
+        num_samples: S, draws of the parameters.
         filter: a filter without particles, of a bound model and data. With an approximate one, such as an
             extended Kalman filter, the result is as approximate.
         num_moves: Metropolis-Hastings steps of each draw at each rejuvenation.
@@ -83,12 +83,14 @@ def ibis(
     ...     ssm.dynamics.NormalInitial(1), ssm.dynamics.OrnsteinUhlenbeck(1), ssm.emissions.LinearNormal(1, 1))
     >>> model.transition.rate = PyroSample(dist.LogNormal(0.0, 1.0))
     >>> data = ssm.TimeSeries(torch.arange(4.0), torch.zeros(4, 1))
-    >>> ssm.infer.ibis(model, data, num_draws=50, progress=False).increments.shape
+    >>> ssm.infer.ibis(model, data, num_samples=50, progress=False).increments.shape
     torch.Size([4])
     """
-    check_numbers(num_draws, num_moves, ess_threshold, num_ancestors)
+    check_numbers(num_samples, num_moves, ess_threshold, num_ancestors)
     likelihood = ParameterLikelihood(model, data, filter)
-    settings = run_settings("ibis", likelihood, num_draws=num_draws, num_moves=num_moves, num_ancestors=num_ancestors)
+    settings = run_settings(
+        "ibis", likelihood, num_samples=num_samples, num_moves=num_moves, num_ancestors=num_ancestors
+    )
     file = RunFile(checkpoint, checkpoint_every, settings | {"threshold": ess_threshold}, resume)
 
     def evaluate(vectors: Tensor) -> Evaluated:
@@ -98,8 +100,8 @@ def ibis(
     saved = file.load()
     if saved is None:
         start, evidence = 0, Evidence()
-        population = evaluate(likelihood.parameters.draw(num_draws))
-        log_weights = -torch.full_like(population.log_prior, num_draws).log()
+        population = evaluate(likelihood.parameters.draw(num_samples))
+        log_weights = -torch.full_like(population.log_prior, num_samples).log()
     else:
         start, evidence = saved["done"], Evidence(saved["evidence"])
         population = evaluated_from(saved["population"], likelihood)
@@ -110,14 +112,14 @@ def ibis(
         for done in range(start + 1, last + 1):
             increment, log_weights, weights, ess = normalise(log_weights + population.log_likelihood[:, done - 1])
             evidence.add(increment, ess, 0)
-            if ess < ess_threshold * num_draws or done == last:
+            if ess < ess_threshold * num_samples or done == last:
 
                 def log_target(some: Evaluated, done: int = done) -> Tensor:
                     return some.log_prior + some.log_likelihood[:, :done].sum(-1)
 
                 population, rate = rejuvenate(population, weights, evaluate, log_target, num_moves, num_ancestors)
                 evidence.moved(rate)
-                log_weights = -torch.full_like(log_weights, num_draws).log()
+                log_weights = -torch.full_like(log_weights, num_samples).log()
             bar.set_postfix({"ess": f"{float(ess):.0f}"}, refresh=False)
             bar.update()
             if file.due(done, last):

@@ -157,21 +157,21 @@ def rejuvenate(
     return tree_map(lambda *rows: torch.stack(rows, 1).flatten(0, 1), met[0], *met[1:]), rate
 
 
-def check_numbers(num_draws: int, num_moves: int, ess_threshold: float, num_ancestors: int | None = None) -> None:
+def check_numbers(num_samples: int, num_moves: int, ess_threshold: float, num_ancestors: int | None = None) -> None:
     """Raise where the settings of a sampler are out of range.
 
     >>> from pyro_ssm.infer.smc.parameter_smc import check_numbers
     >>> check_numbers(100, 3, 0.5)
     """
-    if num_draws < 2:
-        raise ValueError(f"`num_draws` must be at least 2, got {num_draws}")
+    if num_samples < 2:
+        raise ValueError(f"`num_samples` must be at least 2, got {num_samples}")
     if num_moves < 1:
         raise ValueError(f"`num_moves` must be at least 1, got {num_moves}")
     if not 0 < ess_threshold < 1:
         raise ValueError(f"`ess_threshold` is a fraction of the number of draws, in (0, 1), got {ess_threshold}")
-    if num_ancestors is not None and (not 1 <= num_ancestors < num_draws or num_draws % num_ancestors):
+    if num_ancestors is not None and (not 1 <= num_ancestors < num_samples or num_samples % num_ancestors):
         raise ValueError(
-            f"`num_ancestors` must be a divisor of `num_draws` ({num_draws}) below it, got {num_ancestors}"
+            f"`num_ancestors` must be a divisor of `num_samples` ({num_samples}) below it, got {num_ancestors}"
         )
 
 

@@ -25,7 +25,7 @@ __all__ = ["pmmh"]
 def pmmh(
     model: Any,
     data: TimeSeries,
-    num_draws: int,
+    num_samples: int,
     num_particles: int = 100,
     *,
     num_chains: int = 4,
@@ -62,10 +62,10 @@ def pmmh(
     Args:
         model: an unbound :class:`~pyro_ssm.models.StateSpaceModel`; what has a prior (``PyroSample``) is sampled.
         data: with values; a batch of series shares the parameters.
-        num_draws: draws that are kept of each chain.
+        num_samples: draws that are kept of each chain.
         num_particles: N of each particle filter.
         num_chains: chains, run together.
-        num_warmup: iterations before the first draw; default: ``num_draws // 2``, but at least 100.
+        num_warmup: iterations before the first draw; default: ``num_samples // 2``, but at least 100.
         thin: iterations between draws.
         filter: of a bound model and data. A builder (``bootstrap``, ``locally_optimal``, ``lambda model, data:
             guided(model, guide, data)``) gives particle filters; a filter without particles (``kalman_filter``,
@@ -84,7 +84,7 @@ def pmmh(
         ess_threshold: as in :func:`particle_filter`.
         checkpoint: path of a file with the whole state, written atomically.
         checkpoint_every: iterations between checkpoints; one is written at the end, too.
-        resume: go on from ``checkpoint`` if it exists; ``num_draws`` may have grown (then give ``num_warmup``).
+        resume: go on from ``checkpoint`` if it exists; ``num_samples`` may have grown (then give ``num_warmup``).
         progress: show a bar with the acceptance.
 
     Returns:
@@ -110,13 +110,13 @@ def pmmh(
     ...     ssm.dynamics.NormalInitial(1), ssm.dynamics.OrnsteinUhlenbeck(1), ssm.emissions.LinearNormal(1, 1))
     >>> model.transition.rate = PyroSample(dist.LogNormal(0.0, 1.0))
     >>> data = ssm.TimeSeries(torch.arange(4.0), torch.zeros(4, 1))
-    >>> found = ssm.infer.pmmh(model, data, num_draws=20, num_particles=20, num_warmup=10, progress=False)
+    >>> found = ssm.infer.pmmh(model, data, num_samples=20, num_particles=20, num_warmup=10, progress=False)
     >>> found.parameters["transition.rate"].shape, found.states.shape
     (torch.Size([4, 20]), torch.Size([4, 20, 4, 1]))
     """
-    num_warmup = max(100, num_draws // 2) if num_warmup is None else num_warmup
+    num_warmup = max(100, num_samples // 2) if num_warmup is None else num_warmup
     for name, value, least in (
-        ("num_draws", num_draws, 1),
+        ("num_samples", num_samples, 1),
         ("num_chains", num_chains, 1),
         ("thin", thin, 1),
         ("num_warmup", num_warmup, 0),
@@ -157,7 +157,7 @@ def pmmh(
         begun = saved["done"]
         kept |= {name: list(x.to(data.device).unbind(1)) for name, x in saved["kept"].items()}
 
-    last = num_warmup + num_draws * thin
+    last = num_warmup + num_samples * thin
     with tqdm(total=last, initial=begun, desc="pmmh", disable=not progress, dynamic_ncols=True) as bar:
         for done in range(begun + 1, last + 1):
             probability = chains.step(adapt=done <= num_warmup)
@@ -168,17 +168,17 @@ def pmmh(
             if file.due(done, last):
                 drawn = {name: torch.stack(x, 1) for name, x in kept.items() if x}
                 file.save({"chains": chains.state_dict(), "done": done, "kept": drawn})
-    vectors = torch.stack(kept["vectors"][:num_draws], 1)
+    vectors = torch.stack(kept["vectors"][:num_samples], 1)
     states = (
-        torch.stack(kept["states"][:num_draws], 1)
+        torch.stack(kept["states"][:num_samples], 1)
         if likelihood.estimated
-        else likelihood.paths(vectors.flatten(0, 1)).unflatten(0, (num_chains, num_draws))
+        else likelihood.paths(vectors.flatten(0, 1)).unflatten(0, (num_chains, num_samples))
     )
     return ParticleMCMCResult(
         likelihood.parameters.to_values(vectors),
         states,
-        torch.stack(kept["log_likelihood"][:num_draws], 1),
-        torch.stack(kept["acceptance"][:num_draws], 1),
+        torch.stack(kept["log_likelihood"][:num_samples], 1),
+        torch.stack(kept["acceptance"][:num_samples], 1),
     )
 
 

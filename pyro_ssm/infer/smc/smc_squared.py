@@ -32,7 +32,7 @@ __all__ = ["smc_squared"]
 def smc_squared(
     model: Any,
     data: TimeSeries,
-    num_draws: int = 500,
+    num_samples: int = 500,
     num_particles: int = 100,
     *,
     filter: Filter = bootstrap,
@@ -62,7 +62,7 @@ def smc_squared(
     Args:
         model: an unbound :class:`~pyro_ssm.models.StateSpaceModel`; what has a prior (``PyroSample``) is sampled.
         data: with values; a batch of series shares the parameters, and goes on step by step together.
-        num_draws: S.
+        num_samples: S.
         num_particles: N at the beginning.
         filter: a builder of a Feynman-Kac process from a bound model and data: ``bootstrap``, ``locally_optimal``,
             ``lambda model, data: guided(model, guide, data)``.
@@ -96,22 +96,22 @@ def smc_squared(
     ...     ssm.dynamics.NormalInitial(1), ssm.dynamics.OrnsteinUhlenbeck(1), ssm.emissions.LinearNormal(1, 1))
     >>> model.transition.rate = PyroSample(dist.LogNormal(0.0, 1.0))
     >>> data = ssm.TimeSeries(torch.arange(4.0), torch.zeros(4, 1))
-    >>> found = ssm.infer.smc_squared(model, data, num_draws=40, num_particles=20, progress=False)
+    >>> found = ssm.infer.smc_squared(model, data, num_samples=40, num_particles=20, progress=False)
     >>> found.parameters["transition.rate"].shape, found.states.shape, found.increments.shape
     (torch.Size([1, 40]), torch.Size([1, 40, 4, 1]), torch.Size([4]))
     """
-    check_numbers(num_draws, num_moves, ess_threshold)
+    check_numbers(num_samples, num_moves, ess_threshold)
     likelihood = ParameterLikelihood(model, data, filter, num_particles, resampling, filter_threshold)
     if not likelihood.estimated:
         raise TypeError("smc_squared needs a builder of particle filters; for a filter without particles use ibis")
-    settings = run_settings("smc_squared", likelihood, num_draws=num_draws, num_moves=num_moves)
+    settings = run_settings("smc_squared", likelihood, num_samples=num_samples, num_moves=num_moves)
     settings |= {"threshold": ess_threshold, "least_acceptance": least_acceptance, "max_particles": max_particles}
     file = RunFile(checkpoint, checkpoint_every, settings, resume)
 
     saved = file.load()
     if saved is None:
-        evidence, bank = Evidence(), likelihood.bank(likelihood.parameters.draw(num_draws))
-        log_weights = -torch.full_like(bank.log_prior, num_draws).log()
+        evidence, bank = Evidence(), likelihood.bank(likelihood.parameters.draw(num_samples))
+        log_weights = -torch.full_like(bank.log_prior, num_samples).log()
     else:
         evidence, log_weights = Evidence(saved["evidence"]), saved["log_weights"].to(data.device)
         bank = _restored(likelihood, saved)
@@ -123,7 +123,7 @@ def smc_squared(
         while bank.k + 1 < last:
             increment, log_weights, weights, ess = normalise(log_weights + bank.advance())
             evidence.add(increment, ess, bank.num_particles)
-            if ess < ess_threshold * num_draws or bank.k + 1 == last:
+            if ess < ess_threshold * num_samples or bank.k + 1 == last:
                 bank, log_weights = _rejuvenate(likelihood, bank, weights, evidence, num_moves)
                 if evidence.rows[-1][2] < least_acceptance and 2 * bank.num_particles <= max_particles:
                     bank, log_weights = _doubled(likelihood, bank, log_weights)

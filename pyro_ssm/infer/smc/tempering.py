@@ -32,7 +32,7 @@ _HALVINGS = 60
 def smc_sampler(
     model: Any,
     data: TimeSeries,
-    num_draws: int = 1000,
+    num_samples: int = 1000,
     num_particles: int = 100,
     *,
     filter: Filter = kalman_filter,
@@ -57,7 +57,7 @@ def smc_sampler(
     Args:
         model: an unbound :class:`~pyro_ssm.models.StateSpaceModel`; what has a prior (``PyroSample``) is sampled.
         data: with values; a batch of series shares the parameters.
-        num_draws: S, draws of the parameters.
+        num_samples: S, draws of the parameters.
         num_particles: N of each particle filter, for filters with particles.
         filter: as in :func:`pmmh`. With particle filters the estimate of the likelihood takes the place of the
             likelihood: the draws at :math:`\\lambda = 1` and the evidence stay right (Duan and Fulop 2015).
@@ -86,20 +86,20 @@ def smc_sampler(
     ...     ssm.dynamics.NormalInitial(1), ssm.dynamics.OrnsteinUhlenbeck(1), ssm.emissions.LinearNormal(1, 1))
     >>> model.transition.rate = PyroSample(dist.LogNormal(0.0, 1.0))
     >>> data = ssm.TimeSeries(torch.arange(4.0), torch.zeros(4, 1))
-    >>> found = ssm.infer.smc_sampler(model, data, num_draws=50, progress=False)
+    >>> found = ssm.infer.smc_sampler(model, data, num_samples=50, progress=False)
     >>> found.parameters["transition.rate"].shape, found.log_evidence.shape
     (torch.Size([1, 50]), torch.Size([]))
     """
-    check_numbers(num_draws, num_moves, ess_threshold, num_ancestors)
+    check_numbers(num_samples, num_moves, ess_threshold, num_ancestors)
     likelihood = ParameterLikelihood(model, data, filter, num_particles)
     settings = run_settings(
-        "smc_sampler", likelihood, num_draws=num_draws, num_moves=num_moves, num_ancestors=num_ancestors
+        "smc_sampler", likelihood, num_samples=num_samples, num_moves=num_moves, num_ancestors=num_ancestors
     )
     file = RunFile(checkpoint, 1, settings | {"threshold": ess_threshold}, resume)
     saved = file.load()
     if saved is None:
         temperature, evidence = 0.0, Evidence()
-        population = likelihood(likelihood.parameters.draw(num_draws))
+        population = likelihood(likelihood.parameters.draw(num_samples))
     else:
         temperature, evidence = saved["temperature"], Evidence(saved["evidence"])
         population = evaluated_from(saved["population"], likelihood)

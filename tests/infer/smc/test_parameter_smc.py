@@ -112,7 +112,7 @@ def test_no_draw_is_possible():
         (lambda m, d: ibis(m, d, 20, filter=bootstrap), TypeError, "smc_squared"),
         (lambda m, d: smc_squared(m, d, 20, filter=kalman_filter), TypeError, "use ibis"),
         (lambda m, d: smc_sampler(m, d, 20, num_ancestors=7), ValueError, "divisor"),
-        (lambda m, d: ibis(m, d, 1), ValueError, "`num_draws` must be at least 2, got 1"),
+        (lambda m, d: ibis(m, d, 1), ValueError, "`num_samples` must be at least 2, got 1"),
         (lambda m, d: ibis(m, d, 20, num_moves=0), ValueError, "`num_moves`"),
         (lambda m, d: smc_sampler(m, d, 20, ess_threshold=1.0), ValueError, "`ess_threshold`"),
         (lambda m, d: smc_sampler(m, d.without_values(), 20), ValueError, "no values"),

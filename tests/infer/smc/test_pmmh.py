@@ -131,7 +131,7 @@ def test_impossible_parameters_are_rejected_not_raised():
 @pytest.mark.parametrize(
     ("wrong", "error", "match"),
     [
-        ({"num_draws": 0}, ValueError, "`num_draws` must be at least 1, got 0"),
+        ({"num_samples": 0}, ValueError, "`num_samples` must be at least 1, got 0"),
         ({"num_particles": 0}, ValueError, "`num_particles`"),
         ({"thin": 0}, ValueError, "`thin`"),
         ({"correlation": 1.0}, ValueError, r"`correlation` must be in \[0, 1\)"),
@@ -144,7 +144,7 @@ def test_impossible_parameters_are_rejected_not_raised():
 def test_errors(wrong, error, match):
     model, data, _ = judged(one=True)
     with pytest.raises(error, match=match):
-        pmmh(model, data, **{"num_draws": 2, "num_particles": 5, "progress": False, **wrong})
+        pmmh(model, data, **{"num_samples": 2, "num_particles": 5, "progress": False, **wrong})
 
 
 def test_model_without_priors_is_refused():

@@ -46,16 +46,16 @@ def assert_same(a, b):
 
 
 SAMPLERS = {
-    "pmmh": (pmmh, bootstrap, 45, {"num_draws": 30, "num_particles": 10, "num_chains": 2, "num_warmup": 20}),
+    "pmmh": (pmmh, bootstrap, 45, {"num_samples": 30, "num_particles": 10, "num_chains": 2, "num_warmup": 20}),
     "correlated pmmh": (
         pmmh,
         bootstrap,
         45,
-        {"num_draws": 30, "num_particles": 10, "num_chains": 2, "num_warmup": 20, "correlation": 0.9},
+        {"num_samples": 30, "num_particles": 10, "num_chains": 2, "num_warmup": 20, "correlation": 0.9},
     ),
-    "smc squared": (smc_squared, bootstrap, 9, {"num_draws": 30, "num_particles": 4, "ess_threshold": 0.95}),
-    "ibis": (ibis, kalman_filter, 4, {"num_draws": 30, "ess_threshold": 0.95, "num_moves": 2}),
-    "tempering": (smc_sampler, kalman_filter, 4, {"num_draws": 30, "ess_threshold": 0.95, "num_moves": 2}),
+    "smc squared": (smc_squared, bootstrap, 9, {"num_samples": 30, "num_particles": 4, "ess_threshold": 0.95}),
+    "ibis": (ibis, kalman_filter, 4, {"num_samples": 30, "ess_threshold": 0.95, "num_moves": 2}),
+    "tempering": (smc_sampler, kalman_filter, 4, {"num_samples": 30, "ess_threshold": 0.95, "num_moves": 2}),
 }
 
 
