@@ -3,7 +3,7 @@
 from pyro_ssm.dynamics import structural
 from pyro_ssm.dynamics.corrected import CorrectedTransition
 from pyro_ssm.dynamics.diffuse import DiffuseInitial
-from pyro_ssm.dynamics.discretize import discretize
+from pyro_ssm.dynamics.discretisation import discretize
 from pyro_ssm.dynamics.discretized import (
     AffineEulerMaruyama,
     EulerMaruyama,
