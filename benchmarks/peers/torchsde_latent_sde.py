@@ -65,13 +65,8 @@ class LatentSDE(nn.Module):
         """Diffusion."""
         return torch.cat([net(z[:, i : i + 1]) for i, net in enumerate(self.g_nets)], 1)
 
-    def loss(
-        self, context: Tensor, values: Tensor, noise: Tensor | None, *, adjoint: bool = False, told: bool = True
-    ) -> Tensor:
-        """The negative bound of all series; ``context`` and ``values`` are time-major, ``noise`` standard normal.
-
-        ``told`` says whether torchsde's noise is told the step of the solver.
-        """
+    def loss(self, context: Tensor, values: Tensor, noise: Tensor | None, *, adjoint: bool = False) -> Tensor:
+        """The negative bound of all series; ``context`` and ``values`` are time-major, ``noise`` standard normal."""
         self.context = context
         steps, batch = len(context) - 1, context.shape[1]
         dt = 1.0 / steps
@@ -83,7 +78,7 @@ class LatentSDE(nn.Module):
         if noise is None:
             z0 = q.rsample()
             size = (batch, latent + 1)
-            bm = torchsde.BrownianInterval(0.0, 1.0, size=size, dtype=loc.dtype, dt=dt) if told else None
+            bm = torchsde.BrownianInterval(0.0, 1.0, size=size, dtype=loc.dtype, dt=dt)
         else:
             z0 = loc + q.scale * noise[0]
             bm = StoredNoise(torch.cat([noise[1:] * dt**0.5, torch.zeros(steps, batch, 1)], -1))
