@@ -66,16 +66,13 @@ class LatentSDE(nn.Module):
         return torch.cat([net(z[:, i : i + 1]) for i, net in enumerate(self.g_nets)], 1)
 
     def loss(
-        self, context: Tensor, values: Tensor, noise: Tensor | None, *, adjoint: bool = False, told: bool = True
+        self, context: Tensor, values: Tensor, noise: Tensor | None, *, adjoint: bool = False, plain: bool = False
     ) -> Tensor:
-        """The negative bound of all series; ``context`` and ``values`` are time-major, ``noise`` standard normal.
-
-        ``told`` says whether torchsde's noise is told the step of the solver.
-        """
+        """The negative bound of all series; ``context`` and ``values`` are time-major, ``noise`` standard normal."""
         self.context = context
         steps, batch = len(context) - 1, context.shape[1]
         dt = 1.0 / steps
-        ts = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        ts = torch.linspace(0, 1, steps + 1, dtype=torch.float32 if plain else torch.float64)
         loc, raw = self.first(context[0]).chunk(2, -1)
         q = torch.distributions.Normal(loc, nn.functional.softplus(raw) + 1e-4)
         p = torch.distributions.Normal(self.prior_loc, self.prior_scale)
@@ -83,7 +80,7 @@ class LatentSDE(nn.Module):
         if noise is None:
             z0 = q.rsample()
             size = (batch, latent + 1)
-            bm = torchsde.BrownianInterval(0.0, 1.0, size=size, dtype=loc.dtype, dt=dt) if told else None
+            bm = None if plain else torchsde.BrownianInterval(0.0, 1.0, size=size, dtype=loc.dtype, dt=dt)
         else:
             z0 = loc + q.scale * noise[0]
             bm = StoredNoise(torch.cat([noise[1:] * dt**0.5, torch.zeros(steps, batch, 1)], -1))

@@ -322,11 +322,12 @@ class PosteriorSDE(AbstractEncodedGuide):
 
 
 def _seen_through(loc: Tensor, scale: Tensor, pseudo: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and scale of a step N(loc, scale^2), times the factor of a pseudo-observation (m, precision) if any."""
+    """Mean and scale of a step N(loc, scale^2), times the factor of a pseudo-observation (m, log precision) if any."""
     if pseudo is None:
         return loc, scale
     m, raw = pseudo.chunk(2, -1)
-    ratio = torch.nn.functional.softplus(raw) * scale.square()  # precision of the factor over that of the step
+    # precision of the factor over that of the step; an observation may be a thousand times as precise, hence exp
+    ratio = raw.clamp(max=20.0).exp() * scale.square()
     return loc + ratio / (1 + ratio) * (m - loc), scale * (1 + ratio).rsqrt()
 
 
