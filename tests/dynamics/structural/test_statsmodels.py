@@ -151,3 +151,38 @@ def test_arma(sm, p, q):
         values["transition.arma.partial"] = to_partial(torch.tensor(phi, dtype=D))
     _, _, value = ours(ARMA(p, q), values, y, None)
     agrees(value, sm.tsa.SARIMAX(y, order=(p, 0, q)).loglike([*phi, *theta, 0.49]))
+
+
+def maximum(parts, y, start, noise):
+    """The largest log-likelihood that a quasi-Newton method finds over the logarithms of all scales."""
+    model = ssm.models.structural(parts, noise=1.0).double()
+    data = ssm.TimeSeries(torch.arange(len(y), dtype=D), torch.as_tensor(y)[:, None])
+    names = [*start, "emission.scale"]
+    logs = torch.tensor([*start.values(), noise], dtype=D).log().requires_grad_()
+    optimiser = torch.optim.LBFGS([logs], max_iter=200, tolerance_change=1e-12, line_search_fn="strong_wolfe")
+
+    def value():
+        values = {name: x.exp() for name, x in zip(names, logs)}
+        values["emission.scale"] = values["emission.scale"].reshape(1)
+        return ssm.infer.kalman_log_likelihood(model.bind(values), data).sum()
+
+    def closure():
+        optimiser.zero_grad()
+        loss = -value()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return float(value().detach())
+
+
+def test_maximum_of_the_likelihood_is_not_below_theirs(sm):
+    nile = sm.datasets.nile.load_pandas().data["volume"].to_numpy().copy()
+    found = maximum(Level(), nile, {"transition.level.scale": 30.0}, 100.0)
+    theirs = sm.tsa.UnobservedComponents(nile, "llevel", use_exact_diffuse=True).fit(disp=False)
+    assert found >= theirs.llf - 1e-6
+    nile[[20, 21, 22, 60, 75]] = np.nan
+    start = {"transition.trend.level_scale": 30.0, "transition.trend.slope_scale": 1.0}
+    found = maximum(Trend(), nile, start, 100.0)
+    theirs = sm.tsa.UnobservedComponents(nile, "lltrend", use_exact_diffuse=True).fit(disp=False)
+    assert found >= theirs.llf - 1e-6
