@@ -280,6 +280,23 @@ def test_a_large_prior_beside_exact_sensors_keeps_its_digits(engine):
         close(fast, plain, 1e-6)
 
 
+def test_sums_of_a_vague_state_that_nothing_has_seen_keep_their_digits(engine):
+    """A level of deviation 1e6 and its running sum, first seen at the third time: they differ by far less."""
+    one, zero = torch.ones(1, 1, dtype=D), torch.zeros(1, 2, dtype=D)
+    F = torch.tensor([[[1.0, 0.0], [1.0, 1.0]]], dtype=D)
+    Q = torch.tensor([[[0.5, 0.0], [0.0, 0.0]]], dtype=D)
+    L = torch.tensor([[1e6, 0.0], [0.0, 0.0]], dtype=D)
+    y = torch.tensor([0.0, 0.0, 3.1, 0.0, 0.0, 2.4], dtype=D).unsqueeze(-1)
+    args = (zero[0], L, F, zero, Q, torch.ones(1, 1, 2, dtype=D), one[:1, 0:1], 0.3 * one.unsqueeze(0))
+    mask = y != 0
+    got, wanted = kalman_filter(y, mask, *args), kalman_filter_reference(y, mask, *args)
+    close(got.log_likelihood, wanted.log_likelihood, 1e-9)
+    close(got.filtered_mean, wanted.filtered_mean, 1e-9)
+    for root, true in ((got[2], wanted[2]), (got[4], wanted[4])):
+        size = true.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-9)  # the sum is known at first
+        close(root / size, true / size, 1e-8)
+
+
 @pytest.mark.parametrize("step", [0, 3])
 def test_a_singular_innovation_names_its_step(engine, step):
     """A known constant, seen without noise from ``step`` on."""

@@ -4,7 +4,9 @@
 //
 // Where that subtraction cancels more than CAREFUL allows, or where it follows a nearly exact observation and the next P-
 // turns out nearly singular, the step is done again in square roots, by orthogonal transformations that subtract nothing
-// (Kailath, Sayed and Hassibi 2000, ch. 12), and the recursion stays with square roots until P- is well conditioned.
+// (Kailath, Sayed and Hassibi 2000, ch. 12), and the recursion stays with square roots until P- is well conditioned. It
+// begins with the root of the first law, and keeps to roots while that law dwarfs all noise: the sums of a vague state
+// differ by less than its variance shows.
 
 constexpr double CAREFUL = 1e-7;
 // The recursion stops where P- is within this of its limit, relative to the deviations of the states.
@@ -121,17 +123,18 @@ struct Covariances {
     const Context& c;
     System system;
     const i64 g, n, p, ld;
-    double *T1, *T2, *B, *S, *root, *array;
+    double *T1, *T2, *B, *S, *root, *ahead, *array;
     bool sharp = false;   // the last update was by a nearly exact observation
     bool redone = false;  // the record of the time before was improved
     bool rooted = false;  // root is that of the last law, and better than its covariance
+    bool rooted_ahead = false;  // the same of the predicted law of the last step, whose root is in ahead
 
     Covariances(const Context& context, i64 group, Arena& arena)
         : c(context), system(context, group, arena), g(group), n(context.n), p(context.p), ld(context.ld) {
         T1 = arena.doubles(n * ld); T2 = arena.doubles(n * ld);
         B = arena.doubles(p * ld);
         S = arena.doubles(p * p);
-        root = arena.doubles(n * n); array = arena.doubles((n + p) * (n + p > 2 * n ? n + p : 2 * n));
+        root = arena.doubles(n * n); ahead = arena.doubles(n * n); array = arena.doubles((n + p) * (n + p > 2 * n ? n + p : 2 * n));
     }
 
     // The record of time t from that of t - 1; false where the innovation covariance is singular.
@@ -140,6 +143,8 @@ struct Covariances {
         const i64 width = ld;
         if (t == 0) {
             gram(Pp, c.a.L + g * c.a.L_g, n, n, width);
+            for (i64 i = 0; i < n * n; ++i) root[i] = c.a.L[g * c.a.L_g + i];
+            rooted = true;
         } else if (!c.moves(g, t)) {
             for (i64 i = 0; i < n * width; ++i) Pp[i] = before[c.at_P + i];
         } else if (rooted) {
@@ -164,6 +169,9 @@ struct Covariances {
             }
         }
         sharp = false;
+        rooted_ahead = rooted;
+        if (rooted)
+            for (i64 i = 0; i < n * n; ++i) ahead[i] = root[i];
         const i64 q = system.observe(t, true);
         record[c.at_rows] = (double)q;
         record[c.at_constant] = 0;
@@ -172,7 +180,7 @@ struct Covariances {
             for (i64 i = 0; i < n * width; ++i) P[i] = Pp[i];
             return true;
         }
-        if (!(rooted && thin(Pp)) && update(record, q)) {
+        if (!(rooted && (thin(Pp) || vague(Pp, t, q))) && update(record, q)) {
             rooted = false;
             return true;
         }
@@ -183,6 +191,21 @@ struct Covariances {
         for (i64 i = 0; i < n; ++i)
             if (root[i * n + i] * root[i * n + i] < CAREFUL * Pp[i * ld + i]) return true;
         return false;
+    }
+    // Whether some state is so uncertain that all noise is rounding beside it.
+    bool vague(const double* Pp, i64 t, i64 q) const {
+        double most = 0, noise = 0;
+        for (i64 i = 0; i < n; ++i) most = Pp[i * ld + i] > most ? Pp[i * ld + i] : most;
+        for (i64 r = 0; r < q; ++r) noise = system.RR[r * p + r] > noise ? system.RR[r * p + r] : noise;
+        if (c.times > 1) {
+            const double* Q = c.a.Q + g * c.a.Q_g + (t > 0 ? t - 1 : 0) * c.a.Q_t;
+            for (i64 i = 0; i < n; ++i) {
+                double square = 0;
+                for (i64 j = 0; j < n; ++j) square += Q[i * n + j] * Q[i * n + j];
+                noise = square > noise ? square : noise;
+            }
+        }
+        return noise < CAREFUL * most;
     }
     // [F L, Q] -> [L-, 0]
     void move_root(i64 t) {

@@ -151,12 +151,14 @@ struct Forward {
         settled = t;
     }
     // `given`: the law is still the initial one, whose root is the caller's.
-    void write_root(double* out, i64 t, const double* P, bool given) {
+    // `root`: that of the law, where it is known better than its covariance tells.
+    void write_root(double* out, i64 t, const double* P, bool given, const double* root) {
         if (!out) return;
         const i64 n = c.n;
         out += (g * c.times + t) * n * n;
         if (given) std::memcpy(out, c.a.L + g * c.a.L_g, sizeof(double) * (size_t)(n * n));
         else if (t > settled + 1) std::memcpy(out, out - n * n, sizeof(double) * (size_t)(n * n));
+        else if (root && t < settled) std::memcpy(out, root, sizeof(double) * (size_t)(n * n));
         else semidefinite_root(out, n, P, n, c.ld);
     }
     bool run(i64* failed_at, void* threads) {
@@ -174,13 +176,13 @@ struct Forward {
             for (i64 t = start; t < stop; ++t) {
                 if (t < settled) {
                     if (!covariances.step(t, t ? record(t - 1) : nullptr, record(t))) { *failed_at = t; return false; }
-                    if (covariances.redone) write_root(c.a.filtered_root, t - 1, record(t - 1) + c.at_P, false);
+                    if (covariances.redone) write_root(c.a.filtered_root, t - 1, record(t - 1) + c.at_P, false, nullptr);
                     look(t);
                 }
                 given = given && !c.moves(g, t);
-                write_root(c.a.predicted_root, t, record(t), given);
+                write_root(c.a.predicted_root, t, record(t), given, covariances.rooted_ahead ? covariances.ahead : nullptr);
                 given = given && record(t)[c.at_rows] == 0;
-                write_root(c.a.filtered_root, t, record(t) + c.at_P, given);
+                write_root(c.a.filtered_root, t, record(t) + c.at_P, given, covariances.rooted ? covariances.root : nullptr);
             }
             auto work = [&](i64 begin, i64 end) {
                 for (i64 i = begin; i < end; ++i)
