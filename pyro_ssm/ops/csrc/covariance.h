@@ -4,9 +4,9 @@
 //
 // Where that subtraction cancels more than CAREFUL allows, or where it follows a nearly exact observation and the next P-
 // turns out nearly singular, the step is done again in square roots, by orthogonal transformations that subtract nothing
-// (Kailath, Sayed and Hassibi 2000, ch. 12), and the recursion stays with square roots until P- is well conditioned. It
-// begins with the root of the first law, and keeps to roots while that law dwarfs all noise: the sums of a vague state
-// differ by less than its variance shows.
+// (Kailath, Sayed and Hassibi 2000, ch. 12), and the recursion stays with square roots until P- is well conditioned. A
+// first law that dwarfs all noise is carried in roots from the start: the sums of a vague state differ by less than its
+// variance shows.
 
 constexpr double CAREFUL = 1e-7;
 // The recursion stops where P- is within this of its limit, relative to the deviations of the states.
@@ -144,7 +144,6 @@ struct Covariances {
         if (t == 0) {
             gram(Pp, c.a.L + g * c.a.L_g, n, n, width);
             for (i64 i = 0; i < n * n; ++i) root[i] = c.a.L[g * c.a.L_g + i];
-            rooted = true;
         } else if (!c.moves(g, t)) {
             for (i64 i = 0; i < n * width; ++i) Pp[i] = before[c.at_P + i];
         } else if (rooted) {
@@ -173,6 +172,7 @@ struct Covariances {
         if (rooted)
             for (i64 i = 0; i < n * n; ++i) ahead[i] = root[i];
         const i64 q = system.observe(t, true);
+        if (t == 0) rooted = vague(Pp, t, q);
         record[c.at_rows] = (double)q;
         record[c.at_constant] = 0;
         double* P = record + c.at_P;
