@@ -40,15 +40,15 @@ class NeuralSDE(Transition):
     (``MLPDrift``, ``ElementwiseDiffusion`` ...), plain functions, or a ``PyroModule`` with the constants of a
     mechanism, to learn or to give priors (bind names them ``drift.name``); it must broadcast.
 
-    ==================  =========================  =========================  ==================================
-    ``method``          Itô                        Stratonovich               strong order
-    ==================  =========================  =========================  ==================================
-    ``"euler"``         all kinds of noise         additive                   1/2; 1 for additive noise
-    ``"milstein"``      diagonal, scalar, additive diagonal, scalar, additive 1
-    ``"heun"``          additive                   all                        1; 1/2 for general noise
-    ``"midpoint"``                                 all                        1; 1/2 for general noise
-    ``"euler_heun"``                               all                        1; 1/2 for general noise
-    ==================  =========================  =========================  ==================================
+    ==================  ==========================  ==========================  ==================================
+    ``method``          Itô                         Stratonovich                strong order
+    ==================  ==========================  ==========================  ==================================
+    ``"euler"``         all kinds of noise          additive                    1/2; 1 for additive noise
+    ``"milstein"``      diagonal, scalar, additive  diagonal, scalar, additive  1
+    ``"heun"``          additive                    all                         1; 1/2 for general noise
+    ``"midpoint"``      none                        all                         1; 1/2 for general noise
+    ``"euler_heun"``    none                        all                         1; 1/2 for general noise
+    ==================  ==========================  ==========================  ==================================
 
     ``"torchsde:NAME"`` is a solver of torchsde (``"torchsde:srk"``), ``"torchsde_adjoint:NAME"`` the same with the
     stochastic adjoint; the noise over each gap is the same as in the schemes above.
