@@ -39,10 +39,10 @@ static void lower_triangular(double* A, i64 rows, i64 cols) {
         if (!(largest > 0)) continue;
         for (i64 j = k; j < cols; ++j) square += (row[j] / largest) * (row[j] / largest);
         const double norm = largest * std::sqrt(square);
-        const double pivot = row[k] + (row[k] > 0 ? norm : -norm);  // v = row - (-/+ norm) e_k
         const double head = row[k] > 0 ? -norm : norm;
-        const double scale = 1 / (norm * std::fabs(pivot));         // 2 / v'v
-        row[k] = pivot;
+        for (i64 j = k; j < cols; ++j) row[j] /= norm;  // v / norm: what is left by rounding may be as small as 1e-300
+        row[k] += row[k] > 0 ? 1 : -1;
+        const double scale = 1 / std::fabs(row[k]);     // 2 / v'v
         for (i64 i = k + 1; i < rows; ++i) {
             double* other = A + i * cols;
             double sum = 0;
