@@ -17,6 +17,7 @@ from pyro_ssm.dynamics.finite import CategoricalInitial, MarkovChain
 from pyro_ssm.dynamics.harmonic_oscillator import HarmonicOscillator
 from pyro_ssm.dynamics.initial import KnownInitial, NormalInitial
 from pyro_ssm.dynamics.integrated_wiener import IntegratedWiener
+from pyro_ssm.dynamics.interpolation import InputPath, interpolate_inputs
 from pyro_ssm.dynamics.linear import LinearNormal
 from pyro_ssm.dynamics.linear_sde import LinearSDE, LinearSDEProcess
 from pyro_ssm.dynamics.markov_jump import MarkovJump
@@ -45,6 +46,7 @@ __all__ = [
     "FunctionTransition",
     "GatedTransition",
     "HarmonicOscillator",
+    "InputPath",
     "IntegratedWiener",
     "KnownInitial",
     "LinearDrift",
@@ -78,6 +80,7 @@ __all__ = [
     "SwitchingInitial",
     "SwitchingLinear",
     "discretize",
+    "interpolate_inputs",
     "stack_initials",
     "structural",
 ]

@@ -14,6 +14,14 @@ from pyro_ssm.ops.dplr import cauchy, dplr_kernel, dplr_scan, dplr_scan_referenc
 from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
 from pyro_ssm.ops.hippo import NormalPlusLowRank, hippo, hippo_low_rank
 from pyro_ssm.ops.info import OpsInfo, info
+from pyro_ssm.ops.interpolation import (
+    fill_forward,
+    fill_linear,
+    interpolate,
+    interpolation_coefficients,
+    interpolation_slope,
+    rectilinear_path,
+)
 from pyro_ssm.ops.kalman import kalman_filter_reference
 from pyro_ssm.ops.kalman_backward import (
     backward_conditionals_reference,
@@ -71,6 +79,8 @@ __all__ = [
     "elman_scan",
     "elman_scan_reference",
     "fft_conv",
+    "fill_forward",
+    "fill_linear",
     "gaspari_cohn",
     "gauss_hermite_rule",
     "gru_scan",
@@ -80,6 +90,9 @@ __all__ = [
     "hippo",
     "hippo_low_rank",
     "info",
+    "interpolate",
+    "interpolation_coefficients",
+    "interpolation_slope",
     "kalman_filter",
     "kalman_filter_parallel",
     "kalman_filter_reference",
@@ -93,6 +106,7 @@ __all__ = [
     "linear_sde_step_reference",
     "radial_basis",
     "radial_moments",
+    "rectilinear_path",
     "resampling",
     "scan2x2",
     "scan2x2_reference",
