@@ -71,11 +71,11 @@ class EvolvingMemory(Memory):
 
     def see_state(self, carry: Any, state: Tensor, gap: Tensor, inputs: Tensor | None) -> tuple[Any, Tensor]:
         held = self.block.evolve(carry[0], gap)
-        return (held, self._inputs(inputs, state)), self.block.read(held)
+        return (held, self.inputs_of(inputs, state)), self.block.read(held)
 
     def see_observation(self, carry: Any, values: Tensor, mask: Tensor) -> tuple[Any, Tensor]:
         held, inputs = carry
-        held = self.block.see(held, self.block.prepare(self._columns(values, mask, inputs)))
+        held = self.block.see(held, self.block.prepare(self.columns(values, mask, inputs)))
         return (held, None), self.block.read(held)
 
     def sequence(
@@ -90,7 +90,7 @@ class EvolvingMemory(Memory):
         if values is None or mask is None:
             raise ValueError("EvolvingMemory sees observations: `values` and `mask` are needed, got None")
         held = self.block.start(states.shape[:-2]) if carry is None else carry[0]
-        prepared = self.block.prepare(self._columns(values, mask, self._inputs(inputs, states)))
+        prepared = self.block.prepare(self.columns(values, mask, self.inputs_of(inputs, states)))
         befores, afters = [], []
         for k in range(states.shape[-2]):
             now = slice(k, k + 1)
@@ -102,14 +102,15 @@ class EvolvingMemory(Memory):
         before, after = (torch.cat([x.expand(lead) for x in each], -2) for each in (befores, afters))
         return before, after, (held, None)
 
-    def _columns(self, values: Tensor, mask: Tensor, inputs: Tensor | None) -> Tensor:
-        # the sample dims of the state are those of what the block holds
+    def columns(self, values: Tensor, mask: Tensor, inputs: Tensor | None) -> Tensor:
+        """What the block sees of observations, ``(..., time, 2 obs + input)``; the state's sample dims may be absent."""
         there = torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
         parts = [there, mask.to(values.dtype)] + ([] if inputs is None else [inputs])
         lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
         return torch.cat([part.expand(lead + part.shape[-1:]) for part in parts], -1)
 
-    def _inputs(self, inputs: Tensor | None, state: Tensor) -> Tensor | None:
+    def inputs_of(self, inputs: Tensor | None, state: Tensor) -> Tensor | None:
+        """The inputs that the block sees, None where it sees none."""
         if not self.input_dim:
             return None
         if inputs is None or inputs.shape[-1] != self.input_dim:

@@ -24,8 +24,8 @@ class GRUODEBayes(JumpBlock):
     """A continuous GRU between observations, and at each of them a GRU that sees how far off the prediction was,
 
     .. math::
-        (\\mu, s) &= \\text{head}(h_k^-), \\qquad
-        q_j = m_j \\odot \\operatorname{relu}\\big(W_j [x_j,\\ \\mu_j,\\ \\log s_j^2,\\ (x_j - \\mu_j) / s_j] + b_j\\big), \\\\
+        (\\mu, s) &= \\text{head}(h_k^-), \\\\
+        q_j &= m_j \\operatorname{relu}\\big(W_j [x_j,\\ \\mu_j,\\ \\log s_j^2,\\ (x_j - \\mu_j) / s_j] + b_j\\big), \\\\
         h_k &= \\operatorname{GRU}([q_1, \\dots, q_D, v],\\; h_k^-) \\;\\text{ where anything is observed}, \\qquad
         y_k = h_k,
 

@@ -46,7 +46,7 @@ class NeuralCDE(EvolvingBlock):
         in_features: columns of u.
         hidden_dim: features of the state and of the output.
         field: f, a module or function from ``(..., time, hidden)`` to ``(..., time, hidden, channels)``; default a
-            network with a last tanh. ``channels`` are ``in_features + clock``, in the order time, u.
+            network of smooth units with a last tanh. ``channels`` are ``in_features + clock``, in the order time, u.
         obs_dim: columns of values, followed by their mask, with which u begins; 0: all of u is the path.
         interpolation: see above.
         clock: whether the time is a channel of X.
@@ -157,7 +157,7 @@ class _MatrixField(PyroModule):
     def __init__(self, hidden_dim: int, channels: int, hidden: int | Sequence[int]) -> None:
         super().__init__()
         self.channels = channels
-        self.network = MLP(hidden_dim, hidden, hidden_dim * channels)
+        self.network = MLP(hidden_dim, hidden, hidden_dim * channels, "silu")  # smooth, for the solver
 
     def forward(self, state: Tensor) -> Any:
         return torch.tanh(self.network(state)).unflatten(-1, (-1, self.channels))

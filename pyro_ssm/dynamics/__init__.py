@@ -13,6 +13,7 @@ from pyro_ssm.dynamics.discretized import (
     SimulatedSteps,
 )
 from pyro_ssm.dynamics.durations import CategoricalDuration, NegativeBinomialDuration, PoissonDuration
+from pyro_ssm.dynamics.empty import EmptyInitial, EmptyTransition
 from pyro_ssm.dynamics.finite import CategoricalInitial, MarkovChain
 from pyro_ssm.dynamics.harmonic_oscillator import HarmonicOscillator
 from pyro_ssm.dynamics.initial import KnownInitial, NormalInitial
@@ -41,6 +42,8 @@ __all__ = [
     "CorrectedTransition",
     "DiffuseInitial",
     "ElementwiseDiffusion",
+    "EmptyInitial",
+    "EmptyTransition",
     "EulerMaruyama",
     "ExactLinear",
     "FunctionTransition",

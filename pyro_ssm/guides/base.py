@@ -65,6 +65,11 @@ class Guide(PyroModule):
         super().__init__(name="guide")
         if not isinstance(model, StateSpaceModel) or is_bound(model):
             raise TypeError(f"`model` must be an unbound StateSpaceModel, got {type(model).__name__}")
+        if model.initial.state_dim == 0:
+            raise TypeError(
+                f"{type(self).__name__} samples a path, and this model has no state: fit it with guide=None (maximum "
+                "likelihood); weights with priors take pyro.infer.autoguide or NUTS"
+            )
         if through_noise(model) and not self.samples_noise:
             raise TypeError(
                 f"{type(self).__name__} samples a path, but the random variable of this model is the noise that drives "

@@ -13,7 +13,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions import EulerPath, GirsanovPath, History, MarkovPath, Observations, masked
 from pyro_ssm.dynamics import NeuralSDE
 
-__all__ = ["BoundModel", "batch_shape", "emission_law", "history", "observation_law", "path_law"]
+__all__ = ["BoundModel", "batch_shape", "emission_law", "empty_path", "history", "observation_law", "path_law"]
 
 
 class BoundModel(Protocol):
@@ -62,6 +62,17 @@ def _like(model: BoundModel, data: TimeSeries) -> Tensor:
     if data.values is not None:
         return data.values
     return next(iter(model.parameters()), torch.zeros((), device=data.times.device))
+
+
+def empty_path(model: BoundModel, data: TimeSeries) -> Tensor:
+    """The path of a model without a state, ``(*batch, time, 0)``.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.laws import empty_path
+    >>> empty_path(ssm.models.ode_rnn(1).bind(), ssm.TimeSeries(torch.arange(4.0), torch.zeros(3, 4, 1))).shape
+    torch.Size([3, 4, 0])
+    """
+    return _like(model, data).new_empty(batch_shape(model, data) + (data.num_times, 0))
 
 
 def history(model: BoundModel, data: TimeSeries) -> History | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions import DrivenNoise, History, MarkovPath, SingularNormal
 from pyro_ssm.dynamics import NeuralSDE
-from pyro_ssm.models.laws import BoundModel, batch_shape, path_law
+from pyro_ssm.models.laws import BoundModel, batch_shape, empty_path, path_law
 from pyro_ssm.models.plates import site_name
 from pyro_ssm.ops import BrownianPath
 
@@ -21,10 +21,14 @@ __all__ = ["known_start", "noise_law", "refuse_memory", "sample_states", "solve_
 def sample_states(model: Any, bound: BoundModel, data: TimeSeries, run: History | None) -> Tensor:
     """Sample the path ``(*batch, time, state)``: the site ``"z"``, or ``"z_start"`` and ``"z_noise"`` that drive it.
 
+    A model without a state has no such site.
+
     >>> from pyro_ssm.models.sde_sites import sample_states
     >>> sample_states.__name__
     'sample_states'
     """
+    if bound.initial.state_dim == 0:
+        return empty_path(bound, data)
     if not through_noise(bound):
         return pyro.sample(site_name(model, "z"), path_law(bound, data, run))
     refuse_memory(bound)

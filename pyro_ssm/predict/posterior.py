@@ -21,7 +21,7 @@ from pyro_ssm.guides import Guide
 from pyro_ssm.infer import FitResult, evaluating, local_parameters, sample_posterior, sample_posterior_states
 from pyro_ssm.infer.fit_gradient import EmptyGuide
 from pyro_ssm.infer.smc import ParameterSMCResult, ParticleMCMCResult
-from pyro_ssm.models import StateSpaceModel, site_name
+from pyro_ssm.models import StateSpaceModel, empty_path, site_name
 from pyro_ssm.predict.parameters import align, by_dotted_name, event_dims, fits, missing_parameters
 from pyro_ssm.predict.record import record_of
 
@@ -174,6 +174,9 @@ class _Given(_Source):
         return PosteriorDraws(parameters, self._exact_paths(self.model.bind(parameters), torch.Size()))
 
     def _exact_paths(self, bound: StateSpaceModel, sample_shape: torch.Size) -> Tensor:
+        if bound.initial.state_dim == 0:
+            path = empty_path(bound, self.data)
+            return path.expand(sample_shape + path.shape)
         try:
             if isinstance(bound.transition, FiniteState):
                 return sample_posterior_states(bound, self.data, sample_shape)
