@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_ssm.blocks._checks import check_choice
 from pyro_ssm.blocks.linear import Linear
 
-__all__ = ["CELLS", "ElmanCell", "GRUCell", "gru_gates", "make_cell"]
+__all__ = ["ElmanCell", "GRUCell", "gru_gates", "make_cell"]
 
 
 def gru_gates(given: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,9 +60,7 @@ class ElmanCell(PyroModule):
         return torch.tanh(products + self.from_state(state))
 
 
-CELLS = {"gru": GRUCell, "rnn": ElmanCell}
-
-
 def make_cell(cell: str, in_features: int, hidden_dim: int) -> GRUCell | ElmanCell:
     """The cell of that name."""
-    return CELLS[check_choice("cell", cell, sorted(CELLS))](in_features, hidden_dim)
+    made = GRUCell if check_choice("cell", cell, ("gru", "rnn")) == "gru" else ElmanCell
+    return made(in_features, hidden_dim)

@@ -103,7 +103,7 @@ class EvolvingMemory(Memory):
         return before, after, (held, None)
 
     def columns(self, values: Tensor, mask: Tensor, inputs: Tensor | None) -> Tensor:
-        """What the block sees of observations, ``(..., time, 2 obs + input)``; the state's sample dims may be absent."""
+        """What the block sees of observations, ``(..., time, 2 obs + input)``; sample dims may be absent."""
         there = torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
         parts = [there, mask.to(values.dtype)] + ([] if inputs is None else [inputs])
         lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))

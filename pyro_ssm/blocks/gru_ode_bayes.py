@@ -8,13 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pyro_ssm.blocks._cells import GRUCell, gru_gates
+from pyro_ssm.blocks._cells import GRUCell
 from pyro_ssm.blocks._checks import check_positive, check_size
 from pyro_ssm.blocks._flow import solver_of
+from pyro_ssm.blocks._gru_flow import GRUFlow
 from pyro_ssm.blocks.evolving import JumpBlock
-from pyro_ssm.blocks.linear import Linear
 from pyro_ssm.blocks.mlp import MLP
-from pyro_ssm.blocks.ode_rnn import gru_flow
 from pyro_ssm.blocks.parameters import softplus_above
 
 __all__ = ["GRUODEBayes"]
@@ -25,7 +24,7 @@ class GRUODEBayes(JumpBlock):
 
     .. math::
         (\\mu, s) &= \\text{head}(h_k^-), \\\\
-        q_j &= m_j \\operatorname{relu}\\big(W_j [x_j,\\ \\mu_j,\\ \\log s_j^2,\\ (x_j - \\mu_j) / s_j] + b_j\\big), \\\\
+        q_j &= m_j \\operatorname{relu}\\big(W_j [x_j,\\ \\mu_j,\\ \\log s_j^2,\\ (x_j - \\mu_j) / s_j] + b_j\\big),\\\\
         h_k &= \\operatorname{GRU}([q_1, \\dots, q_D, v],\\; h_k^-) \\;\\text{ where anything is observed}, \\qquad
         y_k = h_k,
 
@@ -59,7 +58,7 @@ class GRUODEBayes(JumpBlock):
     torch.Size([2, 5, 8])
     """
 
-    event_dims: ClassVar[Mapping[str, int]] = {"first": 1, "drive": 1, "prepare_weight": 3, "prepare_bias": 2}
+    event_dims: ClassVar[Mapping[str, int]] = {"first": 1, "prepare_weight": 3, "prepare_bias": 2}
 
     def __init__(
         self,
@@ -79,24 +78,17 @@ class GRUODEBayes(JumpBlock):
         self.obs_dim = check_size("obs_dim", obs_dim)
         self.out_features = self.hidden_dim = check_size("hidden_dim", hidden_dim)
         self.in_features = 2 * obs_dim + check_size("other_dim", other_dim, least=0)
-        self.solver = solver_of(method, num_steps, rtol, atol, "exponential")
+        self.flow = GRUFlow(hidden_dim, solver_of(method, num_steps, rtol, atol, "exponential"))
         self.floor = check_positive("floor", floor)
         size = check_size("prepared_dim", prepared_dim)
         self.prepare_weight = nn.Parameter(torch.randn(obs_dim, size, 4) * (2 / (4 + size)) ** 0.5)
         self.prepare_bias = nn.Parameter(torch.full((obs_dim, size), 0.1))
         self.head = MLP(hidden_dim, (hidden_dim,), 2 * obs_dim) if head is None else head
         self.cell = GRUCell(obs_dim * size + other_dim, hidden_dim)
-        self.recur = Linear(hidden_dim, 3 * hidden_dim)
-        self.drive = nn.Parameter(torch.zeros(3 * hidden_dim))
         self.first = nn.Parameter(torch.zeros(hidden_dim))
 
     def evolve(self, state: Tensor, gap: Tensor) -> Tensor:
-        return gru_flow(self, state, gap)
-
-    def field(self, state: Tensor) -> Tensor:
-        """dh/dt."""
-        update, proposed = gru_gates(self.drive, self.recur(state))
-        return (1 - update) * (proposed - state)
+        return self.flow(state, gap)
 
     def predict(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation ``(..., time, obs)`` of the values that a state expects."""
@@ -116,4 +108,4 @@ class GRUODEBayes(JumpBlock):
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
         other = self.in_features - 2 * self.obs_dim
-        return f"{self.obs_dim}, {self.hidden_dim}, other_dim={other}, method={self.solver.method!r}"
+        return f"{self.obs_dim}, {self.hidden_dim}, other_dim={other}, method={self.flow.solver.method!r}"

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pyro_ssm.blocks._cells import gru_gates, make_cell
+from pyro_ssm.blocks._cells import make_cell
 from pyro_ssm.blocks._checks import check_size
 from pyro_ssm.blocks._flow import flow, solver_of
+from pyro_ssm.blocks._gru_flow import GRUFlow
 from pyro_ssm.blocks.evolving import JumpBlock
-from pyro_ssm.blocks.linear import Linear
 from pyro_ssm.blocks.mlp import MLP
 
 __all__ = ["GRUODE", "ODERNN"]
@@ -21,7 +21,7 @@ __all__ = ["GRUODE", "ODERNN"]
 class _JumpRNN(JumpBlock):
     """A recurrent cell at observations; a subclass says what happens between them."""
 
-    event_dims: ClassVar[Mapping[str, int]] = {"first": 1, "drive": 1}
+    event_dims: ClassVar[Mapping[str, int]] = {"first": 1}
 
     def __init__(self, in_features: int, hidden_dim: int, cell: str, obs_dim: int) -> None:
         super().__init__()
@@ -158,36 +158,11 @@ class GRUODE(_JumpRNN):
         atol: float = 1e-5,
     ) -> None:
         super().__init__(in_features, hidden_dim, cell, obs_dim)
-        self.solver = solver_of(method, num_steps, rtol, atol, "exponential")
-        self.recur = Linear(hidden_dim, 3 * hidden_dim)
-        self.drive = nn.Parameter(torch.zeros(3 * hidden_dim))
+        self.flow = GRUFlow(hidden_dim, solver_of(method, num_steps, rtol, atol, "exponential"))
 
     def evolve(self, state: Tensor, gap: Tensor) -> Tensor:
-        return gru_flow(self, state, gap)
-
-    def field(self, state: Tensor) -> Tensor:
-        """dh/dt."""
-        update, proposed = gru_gates(self.drive, self.recur(state))
-        return (1 - update) * (proposed - state)
+        return self.flow(state, gap)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
-        return f"{self.in_features}, {self.hidden_dim}, obs_dim={self.obs_dim}, method={self.solver.method!r}"
-
-
-def gru_flow(block: GRUODE, state: Tensor, gap: Tensor) -> Tensor:
-    """The state after a gap of the continuous GRU."""
-    solver = block.solver
-    if solver.method != "exponential":
-        return flow(lambda s, h: gap * block.field(h), state, solver)
-    step = gap / solver.num_steps
-    for _ in range(solver.num_steps):
-        midpoint = _pulled(block, state, state, step / 2)
-        state = _pulled(block, midpoint, state, step)
-    return state
-
-
-def _pulled(block: GRUODE, at: Tensor, state: Tensor, step: Tensor) -> Tensor:
-    """The solution with the gates held at ``at``: :math:`n + (h - n) e^{-(1 - u) \\Delta}`."""
-    update, proposed = gru_gates(block.drive, block.recur(at))
-    return proposed + (state - proposed) * torch.exp((update - 1) * step)
+        return f"{self.in_features}, {self.hidden_dim}, obs_dim={self.obs_dim}, method={self.flow.solver.method!r}"

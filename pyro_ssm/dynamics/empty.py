@@ -16,9 +16,9 @@ __all__ = ["EmptyInitial", "EmptyTransition"]
 class EmptyInitial(Initial, Gaussian):
     """The law of a state of no dimensions, whose density is 1.
 
-    A :class:`~pyro_ssm.models.StateSpaceModel` with it (and :class:`EmptyTransition`) has no site ``"z"``: its memory of
-    past observations is all that it knows, and the site ``"y"`` is the product of its one-step predictions. It is fitted
-    with ``guide=None``.
+    A :class:`~pyro_ssm.models.StateSpaceModel` with it (and :class:`EmptyTransition`) has no site ``"z"``: its memory
+    of past observations is all that it knows, and the site ``"y"`` is the product of its one-step predictions. It is
+    fitted with ``guide=None``.
 
     Shapes:
         The law has batch ``(..., 1)`` (that of ``time``) and event ``(0,)``.

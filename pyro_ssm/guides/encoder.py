@@ -10,15 +10,37 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_ssm.binding import random_parameters
-from pyro_ssm.blocks import Bidirectional, Linear, RecurrentEncoder, StructuredBlock
+from pyro_ssm.blocks import (
+    GRUD,
+    GRUODE,
+    ODERNN,
+    Bidirectional,
+    EvolvingBlock,
+    GRUODEBayes,
+    Linear,
+    NeuralCDE,
+    RecurrentEncoder,
+    StructuredBlock,
+)
+from pyro_ssm.blocks._checks import check_choice
+from pyro_ssm.blocks.recurrent import RECURRENT_CELLS
 from pyro_ssm.components import gaps
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.models import StateSpaceModel
 
 __all__ = ["Cell", "Context", "DataEncoder"]
 
-#: the name of a recurrent cell, a structured block as a function of its features, or a whole encoder
+#: the name of a recurrent cell or an evolving block, a structured block as a function of its features, or an encoder
 Cell = Union[str, Callable[[int], StructuredBlock], Bidirectional]  # noqa: UP007  (an alias at run time, Python 3.10)
+
+#: evolving blocks over values, their mask and other columns, by name: ``(obs_dim, other_dim, hidden_dim) -> block``
+_EVOLVING: dict[str, Callable[[int, int, int], EvolvingBlock]] = {
+    "gru_d": lambda obs, other, hidden: GRUD(obs, hidden, other),
+    "gru_ode": lambda obs, other, hidden: GRUODE(2 * obs + other, hidden, obs_dim=obs),
+    "gru_ode_bayes": lambda obs, other, hidden: GRUODEBayes(obs, hidden, other),
+    "neural_cde": lambda obs, other, hidden: NeuralCDE(2 * obs + other, hidden, obs_dim=obs),
+    "ode_rnn": lambda obs, other, hidden: ODERNN(2 * obs + other, hidden, obs_dim=obs),
+}
 
 
 class Context(NamedTuple):
@@ -50,12 +72,19 @@ class DataEncoder(PyroModule):
         hidden_dim: features of the recurrent network, and of the result.
         direction: ``"past"``, ``"future"`` or ``"both"``.
         input_dim: columns of ``data.inputs`` (0 for none).
-        cell: ``"gru"``, ``"lstm"``, ``"rnn"`` or ``"relu"``; or a structured block as a function of its features
-            (``blocks.S5``, ``lambda size: blocks.Mamba(size, 8)``), stacked ``num_layers`` times in each direction and
-            told the true gaps; or a :class:`~pyro_ssm.blocks.Bidirectional` of ``2 * obs_dim + 1 + input_dim`` features
-            in, ``hidden_dim`` out.
-        num_layers: of the recurrent network.
+        cell: ``"gru"``, ``"lstm"``, ``"rnn"`` or ``"relu"``, which see gaps as a feature; or, for irregular series, a
+            network in continuous time, one in each direction: ``"gru_d"``, ``"ode_rnn"``, ``"gru_ode"``,
+            ``"gru_ode_bayes"`` or ``"neural_cde"`` (``blocks.GRUD`` ... with their defaults, which count time in units
+            of the data); or a structured block as a function of its features (``blocks.S5``, ``lambda size:
+            blocks.Mamba(size, 8)``), stacked ``num_layers`` times in each direction and told the true gaps; or a
+            :class:`~pyro_ssm.blocks.Bidirectional` of ``2 * obs_dim + 1 + input_dim`` features in (values, their mask,
+            the logarithm of the gap, inputs), ``hidden_dim`` out, for instance of two ``blocks.ODERNN`` with a solver
+            of your own.
+        num_layers: of the recurrent network; 1 for a network in continuous time.
         dropout: between its layers.
+
+    Raises:
+        ValueError: a cell that does not fit, or layers of a network in continuous time.
 
     >>> import torch, pyro_ssm as ssm
     >>> from pyro_ssm.guides.encoder import DataEncoder
@@ -79,7 +108,7 @@ class DataEncoder(PyroModule):
         super().__init__()
         self.input_dim = input_dim
         obs_dim = model.emission.obs_dim
-        self.recurrent = _network(2 * obs_dim + 1 + input_dim, hidden_dim, direction, cell, num_layers, dropout)
+        self.recurrent = _network(obs_dim, 1 + input_dim, hidden_dim, direction, cell, num_layers, dropout)
         self.distance = Linear(2, hidden_dim, bias=False)
         self.parameter_events = _parameter_events(model)
         numel = sum(event.numel() for event in self.parameter_events.values())
@@ -143,9 +172,22 @@ class DataEncoder(PyroModule):
 
 
 def _network(
-    in_features: int, hidden_dim: int, direction: str, cell: Cell, num_layers: int, dropout: float
+    obs_dim: int, other_dim: int, hidden_dim: int, direction: str, cell: Cell, num_layers: int, dropout: float
 ) -> RecurrentEncoder | Bidirectional:
+    in_features = 2 * obs_dim + other_dim
+    if isinstance(cell, str) and cell in _EVOLVING:
+        if num_layers != 1 or dropout:
+            raise ValueError(
+                f"`cell` {cell!r} has one layer without dropout, got num_layers={num_layers}, dropout={dropout}. Stack "
+                "blocks by a function of the number of features: cell=lambda size: blocks.ODERNN(size, size)"
+            )
+        made = {
+            name: _EVOLVING[cell](obs_dim, other_dim, hidden_dim) if direction in (name, "both") else None
+            for name in ("past", "future")
+        }
+        return Bidirectional(made["past"], made["future"])
     if isinstance(cell, str):
+        check_choice("cell", cell, (*RECURRENT_CELLS, *_EVOLVING))
         return RecurrentEncoder(in_features, hidden_dim, direction, cell, num_layers, dropout)
     if not isinstance(cell, Bidirectional):
         return Bidirectional.of(cell, in_features, hidden_dim, direction, num_layers, dropout)

@@ -23,10 +23,10 @@ class PostJumpELBO(DifferentiableELBO):
         L = \\text{ELBO} - w \\sum_{kj} m_{kj}\\, KL\\big(p^{\\text{Bayes}}_{kj} \\,\\|\\, p^{\\text{post}}_{kj}\\big),
         \\qquad p^{\\text{Bayes}}_{kj} \\propto p^{\\text{pre}}_{kj}\\; N(\\cdot\\,;\\, y_{kj}, r^2),
 
-    where :math:`p^{\\text{pre}}` and :math:`p^{\\text{post}}` are the predictions of the same value before and after the
-    jump. Without random parameters the bound is the log-likelihood, and the first term the paper's pre-jump loss. It
-    goes with :func:`~pyro_ssm.models.gru_ode_bayes`, into ``infer.fit(model, None, data, loss=...)``; the KL is scaled
-    with its series in mini-batches. Gradients flow through all three laws.
+    where :math:`p^{\\text{pre}}` and :math:`p^{\\text{post}}` are the predictions of the same value before and after
+    the jump. Without random parameters the bound is the log-likelihood, and the first term the paper's pre-jump loss.
+    It goes with :func:`~pyro_ssm.models.gru_ode_bayes`, into ``infer.fit(model, None, data, loss=...)``; the KL is
+    scaled with its series in mini-batches. Gradients flow through all three laws.
 
     Args:
         weight: w; 0 is the bound itself.

@@ -68,8 +68,7 @@ def predictive_filter(model: StateSpaceModel, data: TimeSeries) -> PredictiveFil
         raise ValueError("`data` is refined, and a model without a state has no use for times between observations")
     bound = model.bind()
     run, states = history(bound, data), empty_path(bound, data)
-    law = observation_law(bound, data, states, run)
-    terms = law.log_prob_steps(data.values)
-    shape = torch.broadcast_shapes(terms.shape, states.shape[:-1])
-    predicted = law.law.law
-    return PredictiveFiltered(terms.expand(shape), predicted if predicted.batch_shape == shape else predicted.expand(shape))
+    law = observation_law(bound, data, states, run).law
+    shape = torch.broadcast_shapes(law.batch_shape, states.shape[:-1])
+    predicted = law.law if law.law.batch_shape == shape else law.law.expand(shape)
+    return PredictiveFiltered(law.log_prob(data.values).expand(shape), predicted)

@@ -35,6 +35,11 @@ def make(name, dtype=torch.float64):
     return block
 
 
+def solving(block):
+    """Where a block keeps its solver."""
+    return block.flow if isinstance(block, (GRUODE, GRUODEBayes)) else block
+
+
 def columns(*shape, dtype=torch.float64):
     """u = [value, mask, two others]."""
     u = torch.randn(*shape, F, dtype=dtype)
@@ -116,7 +121,8 @@ def test_a_reset_is_a_fresh_sequence(name):
     before = block(columns(2, 3))[1]
     y, final = block(u, before, reset=reset)
     assert_same(y[0, :3], block(u[:, :3], before)[0][0])
-    assert_same((y[0, 3:], [leaf[0] for leaf in leaves(final)]), (lambda r: (r[0][0], [x[0] for x in leaves(r[1])]))(block(u[:1, 3:])))
+    fresh, last = block(u[:1, 3:])
+    assert_same((y[0, 3:], [leaf[0] for leaf in leaves(final)]), (fresh[0], [leaf[0] for leaf in leaves(last)]))
     assert_same(y[1], block(u[1:])[0][0])
 
 
@@ -153,11 +159,14 @@ def test_gradients_reach_every_parameter_and_derivatives_are_right(name):
     block, u = make(name), columns(2, 3).requires_grad_()
     dt = torch.rand(2, 3).double() + 0.5
     y, _ = block(u, dt=dt)
-    for n, grad in zip(parameter_names(block), torch.autograd.grad(y.square().sum(), list(block.parameters())), strict=True):
+    grads = torch.autograd.grad(y.square().sum(), list(block.parameters()))
+    for n, grad in zip(parameter_names(block), grads, strict=True):
         assert grad.abs().sum() > 0, n
     values = u.detach()[..., :1].clone().requires_grad_()
     rest = u.detach()[..., 1:]
-    assert torch.autograd.gradcheck(lambda x, t: block(torch.cat([x, rest], -1), dt=t)[0], (values, dt.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda x, t: block(torch.cat([x, rest], -1), dt=t)[0], (values, dt.requires_grad_())
+    )
 
 
 @all_blocks
@@ -259,7 +268,7 @@ def test_ode_rnn_with_linear_field_is_the_matrix_exponential_between_cells():
 def test_a_time_without_observation_is_only_time(name):
     """It splits a gap in two, which an exact solver does not see."""
     block = make(name)
-    block.solver = block.solver._replace(num_steps=60, method="rk4")
+    solving(block).solver = solving(block).solver._replace(num_steps=60, method="rk4")
     u = columns(2, 3)
     u[:, 0, 1], u[:, 1, 1] = 1.0, 0.0
     if name.startswith("NeuralCDE"):  # a path of other columns moves
@@ -273,29 +282,29 @@ def test_a_time_without_observation_is_only_time(name):
 def test_gru_flow_stays_inside_and_rests_where_the_gru_does(name):
     block = make(name)
     with torch.no_grad():  # strong weights, so that gates saturate
-        block.recur.weight.mul_(4)
+        block.flow.recur.weight.mul_(4)
     h = torch.rand(50, 1, F).double() * 1.998 - 0.999
     for gap in (0.1, 1.0, 30.0, 1e4):
         assert block.evolve(h, torch.full((1, 1), gap).double()).abs().max() < 1
     cell = nn.GRUCell(1, F).double()
-    cell.weight_ih, cell.bias_ih = nn.Parameter(torch.zeros(3 * F, 1).double()), block.drive
-    cell.weight_hh, cell.bias_hh = block.recur.weight, block.recur.bias
+    cell.weight_ih, cell.bias_ih = nn.Parameter(torch.zeros(3 * F, 1).double()), block.flow.drive
+    cell.weight_hh, cell.bias_hh = block.flow.recur.weight, block.flow.recur.bias
     # the speed of the flow is the step of the GRU, and one Euler step of length 1 is the GRU
     step = cell(torch.zeros(50, 1).double(), h.squeeze(1)).unsqueeze(1)
-    assert_same(block.field(h), step - h)
-    block.solver = block.solver._replace(method="euler", num_steps=1)
+    assert_same(block.flow.velocity(h), step - h)
+    solving(block).solver = solving(block).solver._replace(method="euler", num_steps=1)
     assert_same(block.evolve(h, torch.ones(1, 1).double()), step)
 
 
 def test_gru_flow_leaves_fixed_points_alone():
     block = make("GRUODE")
     with torch.no_grad():
-        block.recur.weight.mul_(0.3)
+        block.flow.recur.weight.mul_(0.3)
         h = torch.zeros(1, 1, F).double()
         for _ in range(400):  # the GRU by itself
-            h = h + block.field(h)
+            h = h + block.flow.velocity(h)
         for method in ("exponential", "rk4"):
-            block.solver = block.solver._replace(method=method)
+            solving(block).solver = solving(block).solver._replace(method=method)
             assert_same(block.evolve(h, torch.full((1, 1), 5.0).double()), h, 1e-12)
 
 
@@ -303,11 +312,11 @@ def test_gru_flow_leaves_fixed_points_alone():
 def test_solvers_converge_with_their_order(method, order):
     block = make("GRUODE")
     state, gap = 0.5 * rand(5, 1, F), torch.full((1, 1), 2.0).double()
-    block.solver = block.solver._replace(method="dopri5", rtol=1e-11, atol=1e-12)
+    solving(block).solver = solving(block).solver._replace(method="dopri5", rtol=1e-11, atol=1e-12)
     exact = block.evolve(state, gap)
     errors = []
     for n in (8, 16, 32):
-        block.solver = block.solver._replace(method=method, num_steps=n)
+        solving(block).solver = solving(block).solver._replace(method=method, num_steps=n)
         errors.append((block.evolve(state, gap) - exact).abs().max().log2().item())
     slopes = [a - b for a, b in zip(errors, errors[1:], strict=False)]
     assert min(slopes) > order - 0.15 and max(slopes) < order + 0.7
