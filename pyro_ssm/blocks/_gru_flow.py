@@ -35,7 +35,7 @@ class GRUFlow(PyroModule):
     def forward(self, state: Tensor, gap: Tensor) -> Tensor:
         """The state ``(..., 1, hidden)`` after a gap ``(..., 1, 1)``."""
         if self.solver.method != "exponential":
-            return flow(lambda s, h: gap * self.velocity(h), state, self.solver)
+            return flow(lambda s, h: gap * self.velocity(h), state, gap, self.solver)
         step = gap / self.solver.num_steps
         for _ in range(self.solver.num_steps):
             midpoint = self._pulled(state, state, step / 2)

@@ -112,7 +112,7 @@ class NeuralCDE(EvolvingBlock):
         if not self.foresees:
             return z, control, slope, waiting + gap, steps
         if self.clock:
-            z = flow(lambda s, z: self.field(z)[..., 0] * gap, z, self.solver)
+            z = flow(lambda s, z: self.field(z)[..., 0] * gap, z, gap, self.solver)
         return z, control, slope, waiting, steps
 
     def see(self, state: State, seen: tuple[Tensor, ...]) -> State:
@@ -131,7 +131,7 @@ class NeuralCDE(EvolvingBlock):
                 moves = torch.cat([gap.expand(moves.shape[:-1] + (1,)), moves], -1)
             return (self.field(z) @ moves.unsqueeze(-1)).squeeze(-1)
 
-        moved = torch.where(begins, z + self.enter(now), flow(velocity, z, self.solver))
+        moved = torch.where(begins, z + self.enter(now), flow(velocity, z, gap, self.solver))
         crossed = torch.where(gap > 0, gap, torch.ones_like(gap))
         return moved, now, change / crossed, torch.zeros_like(gap), (steps + 1).clamp_max(2)
 

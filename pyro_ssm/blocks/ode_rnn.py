@@ -64,13 +64,16 @@ class ODERNN(_JumpRNN):
             with one hidden layer of ``hidden_dim`` tanh units.
         cell: ``"gru"`` or ``"rnn"`` (simple, hyperbolic tangent).
         obs_dim: columns of values, followed by their mask, with which u begins; 0: all of u is seen.
-        method: ``"euler"``, ``"midpoint"`` or ``"rk4"`` with a fixed number of steps a gap; or one of torchdiffeq's
-            adaptive methods (``"dopri5"``, ``"dopri8"``, ``"bosh3"``, ``"adaptive_heun"``), whose error is held over
-            the batch.
+        method: ``"euler"``, ``"midpoint"``, ``"heun"`` or ``"rk4"`` with a fixed number of steps a gap; or adaptive,
+            ``"bosh3"`` or ``"dopri5"``, with the error of every series below the tolerance.
         num_steps: steps a gap, whatever its length, of a fixed-step method.
         rtol, atol: of an adaptive method.
 
     State: ``(..., 1, hidden)``. Randomness: first values, from torch's generator.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        FloatingPointError: when called, an adaptive method cannot take a step.
 
     Source: Y. Rubanova, R. T. Q. Chen, D. Duvenaud (2019), Latent ordinary differential equations for
     irregularly-sampled time series, section 3, algorithm 1.
@@ -100,7 +103,7 @@ class ODERNN(_JumpRNN):
         self.field = MLP(hidden_dim, (hidden_dim,), hidden_dim, "tanh") if field is None else field
 
     def evolve(self, state: Tensor, gap: Tensor) -> Tensor:
-        return flow(lambda s, h: gap * self.field(h), state, self.solver)
+        return flow(lambda s, h: gap * self.field(h), state, gap, self.solver)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""

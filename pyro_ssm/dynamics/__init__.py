@@ -14,6 +14,7 @@ from pyro_ssm.dynamics.discretized import (
 )
 from pyro_ssm.dynamics.durations import CategoricalDuration, NegativeBinomialDuration, PoissonDuration
 from pyro_ssm.dynamics.empty import EmptyInitial, EmptyTransition
+from pyro_ssm.dynamics.field_penalty import FieldPenalty
 from pyro_ssm.dynamics.finite import CategoricalInitial, MarkovChain
 from pyro_ssm.dynamics.harmonic_oscillator import HarmonicOscillator
 from pyro_ssm.dynamics.initial import KnownInitial, NormalInitial
@@ -24,7 +25,9 @@ from pyro_ssm.dynamics.linear_sde import LinearSDE, LinearSDEProcess
 from pyro_ssm.dynamics.markov_jump import MarkovJump
 from pyro_ssm.dynamics.matern import Matern
 from pyro_ssm.dynamics.neural import FunctionTransition, GatedTransition, MLPTransition
+from pyro_ssm.dynamics.neural_ode import NeuralODE
 from pyro_ssm.dynamics.neural_sde import NeuralSDE
+from pyro_ssm.dynamics.ode_fields import GreyBox, SecondOrder
 from pyro_ssm.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from pyro_ssm.dynamics.part import Part, Parts
 from pyro_ssm.dynamics.radial import RBFTransition
@@ -46,8 +49,10 @@ __all__ = [
     "EmptyTransition",
     "EulerMaruyama",
     "ExactLinear",
+    "FieldPenalty",
     "FunctionTransition",
     "GatedTransition",
+    "GreyBox",
     "HarmonicOscillator",
     "InputPath",
     "IntegratedWiener",
@@ -64,6 +69,7 @@ __all__ = [
     "MarkovJump",
     "Matern",
     "NegativeBinomialDuration",
+    "NeuralODE",
     "NeuralSDE",
     "NormalInitial",
     "ODESteps",
@@ -72,6 +78,7 @@ __all__ = [
     "Parts",
     "PoissonDuration",
     "RBFTransition",
+    "SecondOrder",
     "SemiMarkov",
     "SemiMarkovInitial",
     "SimulatedSteps",

@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.distributions import DrivenNoise, History, MarkovPath, SingularNormal
+from pyro_ssm.distributions import DrivenNoise, History
 from pyro_ssm.dynamics import NeuralSDE
-from pyro_ssm.models.laws import BoundModel, batch_shape, empty_path, path_law
+from pyro_ssm.models.empty import empty_path
+from pyro_ssm.models.laws import BoundModel, batch_shape, path_law
+from pyro_ssm.models.ode_sites import sample_started, through_start
 from pyro_ssm.models.plates import site_name
+from pyro_ssm.models.start import known_start, refuse_memory, start_law
 from pyro_ssm.ops import BrownianPath
 
 __all__ = ["known_start", "noise_law", "refuse_memory", "sample_states", "solve_noise", "start_law", "through_noise"]
 
 
 def sample_states(model: Any, bound: BoundModel, data: TimeSeries, run: History | None) -> Tensor:
-    """Sample the path ``(*batch, time, state)``: the site ``"z"``, or ``"z_start"`` and ``"z_noise"`` that drive it.
-
-    A model without a state has no such site.
+    """Sample the path ``(*batch, time, state)``: the site ``"z"``, or those that drive it; none without a state.
 
     >>> from pyro_ssm.models.sde_sites import sample_states
     >>> sample_states.__name__
@@ -29,6 +30,8 @@ def sample_states(model: Any, bound: BoundModel, data: TimeSeries, run: History 
     """
     if bound.initial.state_dim == 0:
         return empty_path(bound, data)
+    if through_start(bound):
+        return sample_started(model, bound, data)
     if not through_noise(bound):
         return pyro.sample(site_name(model, "z"), path_law(bound, data, run))
     refuse_memory(bound)
@@ -62,25 +65,6 @@ def through_noise(model: BoundModel) -> bool:
     return isinstance(model.transition, NeuralSDE) and model.transition.site == "noise"
 
 
-def start_law(first: Any, shape: torch.Size) -> MarkovPath:
-    """The law of the first state as a path of one step: event ``(1, state)``.
-
-    >>> import torch, pyro_ssm as ssm
-    >>> from pyro_ssm.models.sde_sites import start_law
-    >>> start_law(ssm.dynamics.NormalInitial(2)(torch.zeros(1), None), torch.Size([3])).sample().shape
-    torch.Size([3, 1, 2])
-    """
-    return MarkovPath.over(lambda state, k, summary: first, 1, first.event_shape[0], batch_shape=shape)
-
-
-def known_start(law: MarkovPath) -> Tensor | None:
-    """The first state, where its law is a point; else None."""
-    first = law._step(None, slice(0, 1), None)
-    if isinstance(first, SingularNormal) and not bool(first._unbroadcasted_scale_tril.any()):
-        return first.mean.expand(law.batch_shape + law.event_shape)
-    return None
-
-
 def noise_law(model: BoundModel, data: TimeSeries, start: Tensor, **driven: Any) -> DrivenNoise:
     """White noise over the gaps of ``data``, or a guide's driven noise.
 
@@ -105,12 +89,3 @@ def solve_noise(model: BoundModel, data: TimeSeries, start: Tensor, noise: Tenso
         return start
     sde: NeuralSDE = model.transition  # type: ignore[assignment]
     return sde.solve(start, BrownianPath.of_normal(data.times, noise, seed=0), data.inputs)
-
-
-def refuse_memory(model: BoundModel) -> None:
-    """Raise for a model with memory, whose path is no function of noise alone."""
-    if model.memory is not None:
-        raise NotImplementedError(
-            "a memory needs a path that is stepped: use NeuralSDE(..., method='euler', site='path'), or leave the "
-            "memory out"
-        )

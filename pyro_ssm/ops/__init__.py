@@ -34,6 +34,7 @@ from pyro_ssm.ops.kalman_smoother import backward_conditionals, backward_sample,
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
 from pyro_ssm.ops.linear_sde import LinearStep, linear_sde_step, linear_sde_step_reference, stationary_root
+from pyro_ssm.ops.ode import ode_flow, ode_path
 from pyro_ssm.ops.quadrature import SigmaPoints, cubature_rule, gauss_hermite_rule, unscented_rule
 from pyro_ssm.ops.radial import RadialMoments, radial_basis, radial_moments
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
@@ -43,6 +44,7 @@ from pyro_ssm.ops.selective_scan import selective_scan, selective_scan_reference
 from pyro_ssm.ops.ssd import ssd, ssd_reference
 from pyro_ssm.ops.ssm_kernel import fft_conv, ssm_kernel, ssm_kernel_reference
 from pyro_ssm.ops.taper import gaspari_cohn
+from pyro_ssm.ops.torchdiffeq_path import torchdiffeq_flow, torchdiffeq_path
 from pyro_ssm.ops.torchsde_path import torchsde_path
 
 __all__ = [
@@ -104,6 +106,8 @@ __all__ = [
     "linear_scan_reference",
     "linear_sde_step",
     "linear_sde_step_reference",
+    "ode_flow",
+    "ode_path",
     "radial_basis",
     "radial_moments",
     "rectilinear_path",
@@ -119,6 +123,8 @@ __all__ = [
     "ssm_kernel",
     "ssm_kernel_reference",
     "stationary_root",
+    "torchdiffeq_flow",
+    "torchdiffeq_path",
     "torchsde_path",
     "tria",
     "unscented_rule",
