@@ -292,11 +292,11 @@ def test_errors_name_the_way_out():
 # ------------------------------------------------------------------------------------------------------------ learning
 
 
-@pytest.mark.parametrize(("name", "steps"), [("ode_rnn", 120), ("gru_ode_bayes", 120), ("neural_cde", 120)])
+@pytest.mark.parametrize(("name", "steps"), [("ode_rnn", 70), ("gru_ode_bayes", 70), ("neural_cde", 80)])
 def test_a_trained_predictor_beats_the_mean_and_the_last_value(name, steps):
     """Sines of random phase at random times: the next value depends on the gap."""
     torch.manual_seed(0)
-    times = torch.rand(96, 14).sort(-1).values.double() * 8 + torch.arange(14) * 1e-3
+    times = torch.rand(96, 12).sort(-1).values.double() * 8 + torch.arange(12) * 1e-3
     phase = 6.3 * torch.rand(96, 1)
     values = torch.sin(1.5 * times + phase).float().unsqueeze(-1)
     values = values + 0.05 * torch.randn_like(values)
@@ -312,5 +312,4 @@ def test_a_trained_predictor_beats_the_mean_and_the_last_value(name, steps):
     error = (predicted - test.values)[:, late].square().mean()
     last = test.values.diff(dim=1)[:, late.start - 1 :].square().mean()
     constant = (test.values - train.values.mean())[:, late].square().mean()
-    print(name, float(error), float(last), float(constant))
     assert error < 0.5 * min(last, constant)
