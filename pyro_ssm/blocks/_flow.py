@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from pyro_ssm.blocks._checks import check_choice, check_positive, check_size
 from pyro_ssm.ops.runge_kutta import TABLEAUX, Clock, Slope, Tolerance, adaptive_steps, fixed_steps
 
-__all__ = ["Solver", "flow", "solver_of"]
+__all__ = ["Solver", "field_value", "flow", "solver_of"]
 
 
 class Solver(NamedTuple):
@@ -26,6 +27,18 @@ def solver_of(method: str, num_steps: int, rtol: float, atol: float, *more: str)
     check_choice("method", method, sorted((*TABLEAUX, *more)))
     tolerance = Tolerance(check_positive("rtol", rtol), check_positive("atol", atol))
     return Solver(method, check_size("num_steps", num_steps), tolerance)
+
+
+def field_value(field: Callable[[Tensor], Tensor], state: Tensor, *after: int) -> Tensor:
+    """``field(state)``, which must have the state's last dims and ``after``: another size would broadcast."""
+    value = field(state)
+    size = (*state.shape[-2:], *after)
+    if value.shape[-len(size) :] != size:
+        raise ValueError(
+            f"`field` must return (..., {', '.join(map(str, size))}) for a state of shape {tuple(state.shape)}, got "
+            f"{tuple(value.shape)}"
+        )
+    return value
 
 
 def flow(slope: Slope, state: Tensor, gap: Tensor, solver: Solver) -> Tensor:

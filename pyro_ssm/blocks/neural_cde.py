@@ -10,7 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ssm.blocks._checks import check_choice, check_size
-from pyro_ssm.blocks._flow import flow, solver_of
+from pyro_ssm.blocks._flow import field_value, flow, solver_of
 from pyro_ssm.blocks.evolving import EvolvingBlock, first_state
 from pyro_ssm.blocks.linear import Linear
 from pyro_ssm.blocks.mlp import MLP
@@ -53,6 +53,10 @@ class NeuralCDE(EvolvingBlock):
         hidden: sizes of the hidden layers of the default f.
         method, num_steps, rtol, atol: of the solver, for each interval (each of its two parts where it is rectilinear),
             as for :class:`ODERNN`.
+
+    Raises:
+        ValueError: an argument is out of its range; or, when called, ``field`` returns another shape.
+        FloatingPointError: when called, an adaptive method cannot take a step.
 
     State: a tuple of tensors ``(..., 1, n)``. Randomness: first values, from torch's generator.
 
@@ -112,7 +116,7 @@ class NeuralCDE(EvolvingBlock):
         if not self.foresees:
             return z, control, slope, waiting + gap, steps
         if self.clock:
-            z = flow(lambda s, z: self.field(z)[..., 0] * gap, z, gap, self.solver)
+            z = flow(lambda s, z: self._field(z)[..., 0] * gap, z, gap, self.solver)
         return z, control, slope, waiting, steps
 
     def see(self, state: State, seen: tuple[Tensor, ...]) -> State:
@@ -129,7 +133,7 @@ class NeuralCDE(EvolvingBlock):
             moves = interpolation_slope(rows, torch.as_tensor(s, dtype=z.dtype, device=z.device), self.in_features)
             if self.clock:
                 moves = torch.cat([gap.expand(moves.shape[:-1] + (1,)), moves], -1)
-            return (self.field(z) @ moves.unsqueeze(-1)).squeeze(-1)
+            return (self._field(z) @ moves.unsqueeze(-1)).squeeze(-1)
 
         moved = torch.where(begins, z + self.enter(now), flow(velocity, z, gap, self.solver))
         crossed = torch.where(gap > 0, gap, torch.ones_like(gap))
@@ -137,6 +141,9 @@ class NeuralCDE(EvolvingBlock):
 
     def read(self, state: State) -> Tensor:
         return state[0]
+
+    def _field(self, z: Tensor) -> Tensor:
+        return field_value(self.field, z, self.in_features + self.clock)
 
     def _control(self, before: Tensor, seen: tuple[Tensor, ...]) -> Tensor:
         values, mask, rest = seen

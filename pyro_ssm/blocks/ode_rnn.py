@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_ssm.blocks._cells import make_cell
 from pyro_ssm.blocks._checks import check_size
-from pyro_ssm.blocks._flow import flow, solver_of
+from pyro_ssm.blocks._flow import field_value, flow, solver_of
 from pyro_ssm.blocks._gru_flow import GRUFlow
 from pyro_ssm.blocks.evolving import JumpBlock
 from pyro_ssm.blocks.mlp import MLP
@@ -72,7 +72,7 @@ class ODERNN(_JumpRNN):
     State: ``(..., 1, hidden)``. Randomness: first values, from torch's generator.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range; or, when called, ``field`` returns another shape.
         FloatingPointError: when called, an adaptive method cannot take a step.
 
     Source: Y. Rubanova, R. T. Q. Chen, D. Duvenaud (2019), Latent ordinary differential equations for
@@ -103,7 +103,7 @@ class ODERNN(_JumpRNN):
         self.field = MLP(hidden_dim, (hidden_dim,), hidden_dim, "tanh") if field is None else field
 
     def evolve(self, state: Tensor, gap: Tensor) -> Tensor:
-        return flow(lambda s, h: gap * self.field(h), state, gap, self.solver)
+        return flow(lambda s, h: gap * field_value(self.field, h), state, gap, self.solver)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""

@@ -23,6 +23,7 @@ from pyro_ssm.blocks import (
     StructuredBlock,
 )
 from pyro_ssm.blocks._checks import check_choice
+from pyro_ssm.blocks.evolving import JumpBlock
 from pyro_ssm.blocks.recurrent import RECURRENT_CELLS
 from pyro_ssm.components import gaps
 from pyro_ssm.data import TimeSeries
@@ -64,7 +65,8 @@ class DataEncoder(PyroModule):
 
     It sees values (0 where missing), the mask, :math:`\\log(1 + \\Delta)` of the gap before each time, and inputs; it
     runs over observation times only. On a refined grid an unobserved step sees the last (past) and the next (future)
-    observation's features and how far away they are. Values of random parameters enter linearly, so that :math:`q(z
+    observation's features and how far away they are; a state that follows an equation (``"ode_rnn"``, ``"gru_ode"``,
+    ``"gru_ode_bayes"``) is carried there by it. Values of random parameters enter linearly, so that :math:`q(z
     \\mid y, \\theta)` is amortised over them.
 
     Args:
@@ -157,14 +159,21 @@ class DataEncoder(PyroModule):
         steps = torch.arange(data.num_times, device=past.device)
         at = torch.searchsorted(data.observed_index, steps, right=True) - 1
         since = data.times - data.observed_times.index_select(-1, at)
-        return past.index_select(-2, at) + self._away(since, past, 0)
+        return self._carried("past", past.index_select(-2, at), since) + self._away(since, past, 0)
 
     def _from_future(self, future: Tensor, data: TimeSeries) -> Tensor:
         """For each latent step, the features of the next observation at or after it, and the time until."""
         steps = torch.arange(data.num_times, device=future.device)
         at = torch.searchsorted(data.observed_index, steps).clamp_max(future.shape[-2] - 1)
         until = data.observed_times.index_select(-1, at) - data.times
-        return future.index_select(-2, at) + self._away(until, future, 1)
+        return self._carried("future", future.index_select(-2, at), until) + self._away(until, future, 1)
+
+    def _carried(self, direction: str, features: Tensor, distance: Tensor) -> Tensor:
+        """Features moved to a latent step, where the network knows how its state moves when nothing is seen."""
+        block = getattr(self.recurrent, direction)
+        if not isinstance(block, JumpBlock):
+            return features
+        return block.evolve(features, distance.to(features.dtype).unsqueeze(-1))
 
     def _away(self, distance: Tensor, like: Tensor, column: int) -> Tensor:
         away = distance.to(like.dtype).log1p().unsqueeze(-1)

@@ -192,6 +192,19 @@ def test_copies_and_stacks(name):
         block(rand(2, 5, F + 1))
 
 
+@all_blocks
+def test_gaps_of_one_are_no_gaps_and_strides_do_not_matter(name):
+    block, u = make(name), columns(2, 4)
+    assert_same(block(u, dt=torch.ones(2, 4)), block(u))
+    assert_same(block(u.mT.contiguous().mT), block(u), 1e-13)
+
+
+def test_a_field_that_blows_up_is_an_error_with_the_time():
+    block = ODERNN(F, F, lambda h: 10 + h**2, method="dopri5").double()
+    with torch.no_grad(), pytest.raises(FloatingPointError, match=r"at time 0\.4.* of series 1"):
+        block(columns(2, 1), dt=torch.tensor([[0.01], [3.0]]))
+
+
 # ------------------------------------------------------------------------------------------ their mathematics
 
 
@@ -470,6 +483,8 @@ def test_constructors_refuse_what_cannot_be():
         (lambda: GRUODEBayes(3, 4, floor=0.0), "`floor`"),
         (lambda: NeuralCDE(3, 4, interpolation="spline"), "`interpolation`"),
         (lambda: NeuralCDE(3, 4, obs_dim=2), "at least 4"),
+        (lambda: ODERNN(3, 4, lambda h: h[..., :1])(torch.zeros(2, 5, 3)), r"`field` must return \(..., 1, 4\)"),
+        (lambda: NeuralCDE(3, 4, lambda z: z)(torch.zeros(2, 5, 3)), r"`field` must return \(..., 1, 4, 4\)"),
     ):
         with pytest.raises(ValueError, match=match):
             wrong()

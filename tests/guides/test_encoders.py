@@ -108,3 +108,25 @@ def test_an_encoder_may_be_given_whole():
         DataEncoder(model, 4, "both", cell="ode_rnn", num_layers=2)
     with pytest.raises(ValueError, match="'gru_d'.*'ode_rnn'.*got 'grud'"):
         DataEncoder(model, 4, "both", cell="grud")
+
+
+@pytest.mark.parametrize("cell", ["ode_rnn", "gru_ode", "gru_ode_bayes", "gru_d", "gru"])
+def test_features_between_observations(cell):
+    """On a refined grid the observed steps keep their features, and an equation carries them in between."""
+    torch.manual_seed(1)
+    model, data = toy().bind(), series()
+    for direction in ("past", "future"):
+        encoder = DataEncoder(model, 4, direction, cell=cell).to(D)
+        coarse, fine = features(encoder, data, model), features(encoder, data.refine(3), model)
+        torch.testing.assert_close(fine[:, ::3], coarse)
+        inside = slice(1, None, 3) if direction == "past" else slice(2, None, 3)  # a third of the gap away
+        third = data.times.diff().unsqueeze(-1) / 3
+        known = coarse[:, :-1] if direction == "past" else coarse[:, 1:]
+        if cell.startswith(("ode", "gru_ode")):
+            moved = getattr(encoder.recurrent, direction).evolve(known, third)
+            assert (moved - known)[0].abs().max() > 1e-4
+        else:
+            moved = known
+        moved = moved + third.log1p() * encoder.distance.weight[:, 0 if direction == "past" else 1]
+        for i, n in enumerate([6, 3, 5]):
+            torch.testing.assert_close(fine[i, inside][: n - 1], moved[i, : n - 1])
