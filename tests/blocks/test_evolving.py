@@ -488,3 +488,12 @@ def test_constructors_refuse_what_cannot_be():
     ):
         with pytest.raises(ValueError, match=match):
             wrong()
+
+
+@all_blocks
+def test_nothing_waits_for_the_device(name):
+    """On the meta device a tensor of another device, or a value that is asked for, is an error."""
+    block = BLOCKS[name]().to("meta")
+    u, dt, mask = (torch.zeros(shape, device="meta") for shape in ((2, 4, F), (2, 4), (2, 4)))
+    y, state = block(u, dt=dt, mask=mask.bool(), reset=mask.bool())
+    assert y.shape == (2, 4, F) and all(leaf.device.type == "meta" for leaf in [y, *leaves(state)])

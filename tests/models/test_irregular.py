@@ -12,9 +12,10 @@ from torch.distributions import kl_divergence
 
 from pyro_ssm import TimeSeries, emissions, infer, models, predict
 from pyro_ssm.blocks import with_normal_priors
-from pyro_ssm.dynamics import EmptyInitial, EmptyTransition
+from pyro_ssm.dynamics import EmptyInitial, EmptyTransition, NormalInitial, OrnsteinUhlenbeck
 from pyro_ssm.guides import Structured
 from pyro_ssm.infer import Marginal, PostJumpELBO, bootstrap, fit, particle_filter, predictive_filter
+from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.testing.checks import perturb
 
 D = torch.float64
@@ -313,3 +314,21 @@ def test_a_trained_predictor_beats_the_mean_and_the_last_value(name, steps):
     last = test.values.diff(dim=1)[:, late.start - 1 :].square().mean()
     constant = (test.values - train.values.mean())[:, late].square().mean()
     assert error < 0.5 * min(last, constant)
+
+
+def test_a_trained_predictor_comes_close_to_the_exact_filter():
+    """Of an Ornstein-Uhlenbeck process under noise no predictor has a higher likelihood than the Kalman filter."""
+    torch.manual_seed(0)
+    truth = StateSpaceModel(NormalInitial(1), OrnsteinUhlenbeck(1), emissions.LinearNormal(1, 1, scale=0.2)).double()
+    with torch.no_grad():
+        truth.emission.matrix.fill_(1.0)
+        times = torch.rand(600, 12, dtype=D).mul(1.2).add(0.05).cumsum(-1)
+        y = truth(TimeSeries(times))[1]
+        test = TimeSeries(times[200:], y[200:])
+        best = -infer.kalman_filter(truth, test).log_likelihood.mean()
+        blind = 0.5 * (2 * math.pi * math.e * y[200:].var()).log()
+    model = models.ode_rnn(1, hidden_dim=16)
+    fit(model, None, TimeSeries(times[:200], y[:200].float()), lr=0.02, num_steps=50, progress=False)
+    with torch.no_grad():
+        found = -predictive_filter(model, test.replace(values=test.values.float())).log_likelihood.mean()
+    assert -0.005 < found - best < 0.25 * (blind - best)
