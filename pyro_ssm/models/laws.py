@@ -14,7 +14,16 @@ from pyro_ssm.distributions import EulerPath, GirsanovPath, History, MarkovPath,
 from pyro_ssm.dynamics import NeuralODE, NeuralSDE
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
 
-__all__ = ["BoundModel", "batch_shape", "emission_law", "history", "observation_law", "path_law", "solve_from", "stopped_times"]
+__all__ = [
+    "BoundModel",
+    "batch_shape",
+    "emission_law",
+    "history",
+    "observation_law",
+    "path_law",
+    "solve_from",
+    "stopped_times",
+]
 
 
 class BoundModel(Protocol):
@@ -96,7 +105,9 @@ def history(model: BoundModel, data: TimeSeries) -> History | None:
     )
 
 
-def path_law(model: BoundModel, data: TimeSeries, run: History | None = None) -> MarkovPath | GirsanovPath | StartedPath:
+def path_law(
+    model: BoundModel, data: TimeSeries, run: History | None = None
+) -> MarkovPath | GirsanovPath | StartedPath:
     """The law of the path ``z`` of a bound model at ``data.times``.
 
     A :class:`~pyro_ssm.distributions.GirsanovPath` for an equation in the hands of torchsde's solvers, a
