@@ -27,6 +27,7 @@ from pyro_ssm.dynamics.matern import Matern
 from pyro_ssm.dynamics.neural import FunctionTransition, GatedTransition, MLPTransition
 from pyro_ssm.dynamics.neural_ode import NeuralODE
 from pyro_ssm.dynamics.neural_sde import NeuralSDE
+from pyro_ssm.dynamics.noisy_flow import NoisyFlow
 from pyro_ssm.dynamics.ode_fields import GreyBox, SecondOrder
 from pyro_ssm.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from pyro_ssm.dynamics.part import Part, Parts
@@ -71,6 +72,7 @@ __all__ = [
     "NegativeBinomialDuration",
     "NeuralODE",
     "NeuralSDE",
+    "NoisyFlow",
     "NormalInitial",
     "ODESteps",
     "OrnsteinUhlenbeck",

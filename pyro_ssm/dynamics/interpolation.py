@@ -101,6 +101,7 @@ class InputPath:
 
     def elapsed(self, inputs: Tensor, time: Tensor) -> Tensor:
         """The time since the interval of the inputs began, ``(..., time, 1)``, subtracted in float64; no gradient."""
+        self.width(inputs)  # raises for rows that were not prepared
         coarse, rest = inputs[..., -2].detach().double(), inputs[..., -1].detach().double()
         return gap(coarse + rest, time, inputs)
 

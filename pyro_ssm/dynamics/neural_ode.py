@@ -23,9 +23,9 @@ from pyro_ssm.ops.torchdiffeq_path import torchdiffeq_flow, torchdiffeq_path
 
 __all__ = ["NeuralODE"]
 
-#: the solvers of torchdiffeq; those that are in TABLEAUX too are ours unless the backend is asked for
-TORCHDIFFEQ = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun", "euler", "midpoint", "heun2", "heun3", "rk4")
-TORCHDIFFEQ += ("explicit_adams", "implicit_adams")
+#: those of torchdiffeq; a method that is in TABLEAUX too is ours unless the backend is asked for
+ADAPTIVE = ("dopri5", "bosh3", "dopri8", "fehlberg2", "adaptive_heun")
+FIXED_STEP = ("euler", "midpoint", "heun", "rk4", "heun2", "heun3", "explicit_adams", "implicit_adams")
 _SAME_TIME = 1e-6  # in parts of a gap
 
 
@@ -93,7 +93,7 @@ class NeuralODE(Transition, Gaussian):
         TypeError: ``field`` or ``jump`` cannot be called.
         ValueError: an unknown method, or options that do not go with it; when called, a field that returns another
             size, or times that go back.
-        FloatingPointError: the field blows up or returns NaN, or no step can be taken: says at what time, for which
+        ops.SolverError: the field blows up or returns NaN, or no step can be taken: says at what time, for which
             series, at what norm of the state.
 
     Gradients: through the steps that were taken (discretise, then differentiate), or by the adjoint. Nothing is random.
@@ -122,7 +122,7 @@ class NeuralODE(Transition, Gaussian):
         rtol: float = 1e-5,
         atol: float = 1e-6,
         step_size: float | None = None,
-        max_steps: int = 10_000,
+        max_steps: int = 4000,
         options: Mapping[str, Any] | None = None,
         interpolation: str | None = None,
         jump: Any = None,
@@ -137,7 +137,7 @@ class NeuralODE(Transition, Gaussian):
         if penalty is not None and not isinstance(penalty, FieldPenalty):
             raise TypeError(f"`penalty` must be a dynamics.FieldPenalty, got {type(penalty).__name__}")
         self.field, self.jump, self.penalty = field, jump, penalty
-        self.method = check_choice("method", method, tuple(dict.fromkeys((*TABLEAUX, *TORCHDIFFEQ))))
+        self.method = check_choice("method", method, (*ADAPTIVE, *FIXED_STEP))
         self.adjoint, self.backend = adjoint, _check_backend(backend, method, adjoint, options)
         if adjoint and not isinstance(field, torch.nn.Module):
             raise TypeError(
@@ -148,7 +148,7 @@ class NeuralODE(Transition, Gaussian):
             check_positive("rtol", rtol), check_positive("atol", atol), check_size("max_steps", max_steps)
         )
         self.step_size = None if step_size is None else check_positive("step_size", step_size)
-        if step_size is not None and method in ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"):
+        if step_size is not None and method in ADAPTIVE:
             raise ValueError(f"`step_size` is of fixed-step methods; {method!r} chooses its steps by `rtol` and `atol`")
         self.options = dict(options or {})
         self.interpolation = None if interpolation is None else InputPath(interpolation)
@@ -234,7 +234,7 @@ class NeuralODE(Transition, Gaussian):
 
         Raises:
             ValueError: a time lies before the one before it.
-            FloatingPointError: see the class.
+            ops.SolverError: see the class.
         """
         if not is_bound(self):
             return bind(self).solve(start, times, inputs)  # every parameter is read once
@@ -260,8 +260,7 @@ class NeuralODE(Transition, Gaussian):
     def _torchdiffeq(self, inputs: Tensor | None) -> dict[str, Any]:
         read = [] if inputs is None or not inputs.requires_grad else [inputs]
         name = "heun2" if self.method == "heun" else self.method
-        adaptive = name in ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-        more = {"max_num_steps": self.tolerance.max_steps} if adaptive else {}
+        more = {"max_num_steps": self.tolerance.max_steps} if name in ADAPTIVE else {}
         return {
             "method": name,
             "rtol": self.tolerance.rtol,

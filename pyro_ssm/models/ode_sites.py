@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
+from pyro.ops.integrator import register_exception_handler
 from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
@@ -12,8 +13,22 @@ from pyro_ssm.dynamics import NeuralODE
 from pyro_ssm.models.laws import BoundModel, batch_shape, solve_from, stopped_times
 from pyro_ssm.models.plates import site_name
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
+from pyro_ssm.ops import SolverError
 
-__all__ = ["field_penalty", "sample_started", "through_start"]
+__all__ = ["diverging", "field_penalty", "sample_started", "through_start"]
+
+
+def diverging() -> None:
+    """Let Pyro's HMC and NUTS count an equation that cannot be solved as a divergence, which ends a trajectory.
+
+    >>> from pyro_ssm.models.ode_sites import diverging
+    >>> diverging()
+    """
+    register_exception_handler("pyro_ssm.SolverError", _cannot_be_solved, warn_on_overwrite=False)
+
+
+def _cannot_be_solved(error: Exception) -> bool:
+    return isinstance(error, SolverError)
 
 
 def through_start(model: BoundModel) -> bool:

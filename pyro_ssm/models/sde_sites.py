@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -10,15 +11,28 @@ from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions import DrivenNoise, History
-from pyro_ssm.dynamics import NeuralSDE
+from pyro_ssm.dynamics import NeuralODE, NeuralSDE
 from pyro_ssm.models.empty import empty_path
-from pyro_ssm.models.laws import BoundModel, batch_shape, path_law
-from pyro_ssm.models.ode_sites import sample_started, through_start
+from pyro_ssm.models.laws import BoundModel, batch_shape, path_law, solve_from
+from pyro_ssm.models.ode_sites import diverging, sample_started, through_start
 from pyro_ssm.models.plates import site_name
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
 from pyro_ssm.ops import BrownianPath
 
-__all__ = ["known_start", "noise_law", "refuse_memory", "sample_states", "solve_noise", "start_law", "through_noise"]
+__all__ = [
+    "DRIVING_SITES",
+    "driven_path",
+    "known_start",
+    "noise_law",
+    "refuse_memory",
+    "sample_states",
+    "solve_noise",
+    "start_law",
+    "through_noise",
+]
+
+#: what a path may be a function of
+DRIVING_SITES = ("z_start", "z_noise")
 
 
 def sample_states(model: Any, bound: BoundModel, data: TimeSeries, run: History | None) -> Tensor:
@@ -30,6 +44,8 @@ def sample_states(model: Any, bound: BoundModel, data: TimeSeries, run: History 
     """
     if bound.initial.state_dim == 0:
         return empty_path(bound, data)
+    if isinstance(bound.transition, (NeuralODE, NeuralSDE)):
+        diverging()
     if through_start(bound):
         return sample_started(model, bound, data)
     if not through_noise(bound):
@@ -51,6 +67,33 @@ def sample_states(model: Any, bound: BoundModel, data: TimeSeries, run: History 
             'use an equation with the density of a path (NeuralSDE(..., method="euler", site="path"))'
         )
     return z
+
+
+def driven_path(model: BoundModel, data: TimeSeries, sites: Mapping[str, Tensor]) -> Tensor | None:
+    """The path ``(*lead, time, state)`` from draws of the sites that drive it, by their names relative to the model.
+
+    None where the model's path is a site itself, or a site is missing that drives it.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.sde_sites import driven_path
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(1), ssm.dynamics.NeuralODE(lambda t, z, u: -z, state_dim=1),
+    ...     ssm.emissions.LinearNormal(1, 1))
+    >>> data = ssm.TimeSeries([0.0, 1.0], torch.zeros(2, 1))
+    >>> driven_path(model.bind(), data, {"z_start": torch.ones(5, 1, 1)}).shape
+    torch.Size([5, 2, 1])
+    """
+    if not (through_start(model) or through_noise(model)):
+        return None
+    held = None if data.inputs is None else data.inputs[..., :1, :]
+    start = sites.get("z_start")
+    if start is None:
+        start = known_start(start_law(model.initial(data.times[..., :1], held), batch_shape(model, data)))
+    if start is None or (through_noise(model) and data.num_times > 1 and "z_noise" not in sites):
+        return None
+    if through_start(model):
+        return solve_from(model, data, start)
+    return solve_noise(model, data, start, sites.get("z_noise", start[..., 1:, :]))
 
 
 def through_noise(model: BoundModel) -> bool:

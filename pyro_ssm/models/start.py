@@ -41,6 +41,6 @@ def refuse_memory(model: Any) -> None:
     """
     if model.memory is not None:
         raise NotImplementedError(
-            "a memory needs a path that is stepped: use NeuralSDE(..., method='euler', site='path'), or leave the "
-            "memory out"
+            "a memory needs a path that is stepped: use NeuralSDE(..., method='euler', site='path'), a discretize(...) "
+            "of the equation, or leave the memory out"
         )

@@ -41,6 +41,7 @@ from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_sc
 from pyro_ssm.ops.scan2x2 import scan2x2, scan2x2_reference
 from pyro_ssm.ops.sde import SDEStep, sde_path, sde_step
 from pyro_ssm.ops.selective_scan import selective_scan, selective_scan_reference
+from pyro_ssm.ops.solver_error import SolverError
 from pyro_ssm.ops.ssd import ssd, ssd_reference
 from pyro_ssm.ops.ssm_kernel import fft_conv, ssm_kernel, ssm_kernel_reference
 from pyro_ssm.ops.taper import gaspari_cohn
@@ -55,6 +56,7 @@ __all__ = [
     "RadialMoments",
     "SDEStep",
     "SigmaPoints",
+    "SolverError",
     "affine_scan",
     "associative_scan",
     "backward_conditionals",

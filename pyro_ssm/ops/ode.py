@@ -54,7 +54,7 @@ def ode_flow(
         and the length that an adaptive method would take next.
 
     Raises:
-        FloatingPointError: a step cannot be taken.
+        SolverError: a step cannot be taken.
 
     Source: Hairer, Norsett and Wanner (1993), "Solving Ordinary Differential Equations I", chapter II.
 
@@ -110,7 +110,7 @@ def ode_path(
         ``(*lead, time, state)``; differentiable. No randomness.
 
     Raises:
-        FloatingPointError: an adaptive method cannot take a step.
+        SolverError: an adaptive method cannot take a step.
 
     >>> import torch
     >>> from pyro_ssm.ops import ode_path

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_ssm.ops.solver_error import SolverError
+
 __all__ = ["TABLEAUX", "Clock", "Segment", "Tableau", "Tolerance", "adaptive_steps", "fixed_steps"]
 
 #: ``(s, z) -> dz/ds`` with s in [0, 1]
@@ -91,7 +93,7 @@ class Tolerance(NamedTuple):
 
     rtol: float = 1e-5
     atol: float = 1e-6
-    max_steps: int = 10_000
+    max_steps: int = 4000
 
     def ratio(self, error: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """Root mean square over the state of the error in units of the tolerance, ``(..., time)``."""
@@ -120,7 +122,8 @@ class Clock(NamedTuple):
 class Segment(NamedTuple):
     """One step from s to s + h as the polynomial
 
-    .. math:: z(s + \\theta h) = z_0 + \\theta \\big(p_1 + (1 - \\theta) (p_2 + \\theta (p_3 + (1 - \\theta) p_4))\\big).
+    .. math:: z(s + \\theta h) = z_0 + \\theta (p_1 + \\bar\\theta (p_2 + \\theta (p_3 + \\bar\\theta p_4))), \\qquad
+        \\bar\\theta = 1 - \\theta.
 
     >>> from pyro_ssm.ops.runge_kutta import Segment
     >>> Segment._fields
@@ -155,7 +158,7 @@ def _segment(
     """The polynomial with the values and slopes of both ends (Hermite), and the table's quartic term."""
     rise = moved - z
     bend = torch.add(-rise, stages[0], alpha=h)
-    parts = (z, rise, bend, torch.add(rise - bend, last, alpha=-h))
+    parts: tuple[Tensor, ...] = (z, rise, bend, torch.add(rise - bend, last, alpha=-h))
     if table.quartic:
         parts = (*parts, _combine(torch.zeros_like(z), h, table.quartic, stages))
     return Segment(s, h, parts)
@@ -205,7 +208,7 @@ def adaptive_steps(
         keep: takes the polynomials of the steps.
 
     Raises:
-        FloatingPointError: a step cannot be taken: says at what time, for which series, at what norm of the state.
+        SolverError: a step cannot be taken: says at what time, for which series, at what norm of the state.
 
     >>> import torch
     >>> from pyro_ssm.ops.runge_kutta import TABLEAUX, Clock, Tolerance, adaptive_steps
@@ -253,16 +256,16 @@ def _first_length(table: Tableau, f: Slope, z: Tensor, first: Tensor, tolerance:
     return min(100 * small, right, 1.0) if math.isfinite(right) else small
 
 
-def _stuck(what: str, clock: Clock, s: float, ratios: Tensor, z: Tensor) -> FloatingPointError:
+def _stuck(what: str, clock: Clock, s: float, ratios: Tensor, z: Tensor) -> SolverError:
     """The error for the series whose ratio is worst, or not a number."""
     worst = ratios.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    at = tuple(torch.unravel_index(worst.flatten().argmax(), worst.shape)) if worst.dim() else ()
-    at = tuple(int(i) for i in at)
+    at = tuple(int(i) for i in torch.unravel_index(worst.flatten().argmax(), worst.shape))
     time = float((clock.start + s * clock.gap).expand(ratios.shape)[at])
     series = at[:-1]
     name = f"series {series if len(series) > 1 else series[0]}" if series else "the series"
-    return FloatingPointError(
-        f"{what} at time {time:.6g} of {name}, where the state has norm {float(z[at].norm()):.4g}. The field blows up "
+    norm = float(z.detach()[at].norm())
+    return SolverError(
+        f"{what} at time {time:.6g} of {name}, where the state has norm {norm:.4g}. The field blows up "
         "or returns NaN there, or the equation is stiff: bound the field, start nearer to the data, loosen `rtol` and "
         "`atol`, or use a fixed-step method on a refined grid"
     )

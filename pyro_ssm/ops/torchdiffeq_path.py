@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyro_ssm.ops.ode import Forcing, Jump
 from pyro_ssm.ops.runge_kutta import Clock
 from pyro_ssm.ops.sde import Field
+from pyro_ssm.ops.solver_error import SolverError
 
 __all__ = ["torchdiffeq_flow", "torchdiffeq_path"]
 
@@ -38,7 +39,7 @@ def torchdiffeq_path(
         ``(*lead, time, state)``; differentiable.
 
     Raises:
-        FloatingPointError: a step cannot be taken.
+        SolverError: a step cannot be taken.
 
     >>> import torch
     >>> from pyro_ssm.ops import torchdiffeq_path
@@ -102,16 +103,16 @@ class _Slope(nn.Module):
         """:math:`dz/ds`."""
         field, clock, inputs = self.parts
         if bool(z.detach().sum().isfinite()):
-            self.seen = (float(s), z.detach())
+            self.seen = (float(s.detach()), z.detach())
         gap = self.gap.to(z)
         time = (clock.start + s.double() * clock.gap).to(z).unsqueeze(-1)
         value = field(time, z, None if inputs is None else inputs(s.to(z) * gap)) * gap
         return value.expand(z.shape)
 
-    def error(self, why: str) -> FloatingPointError:
+    def error(self, why: str) -> SolverError:
         """What is known of a step that cannot be taken."""
         if self.seen is None:
-            return FloatingPointError(f"the start of the path is not finite ({why})")
+            return SolverError(f"the start of the path is not finite ({why})")
         s, z = self.seen
         clock = self.parts[1]
         norm = z.norm(dim=-1)
@@ -121,7 +122,7 @@ class _Slope(nn.Module):
         at = tuple(int(i) for i in torch.unravel_index(worst.flatten().argmax(), worst.shape))
         time = float((clock.start + s * clock.gap).expand(norm.shape)[at])
         name = f"series {at[:-1] if len(at) > 2 else at[0]}" if len(at) > 1 else "the series"
-        return FloatingPointError(
+        return SolverError(
             f"torchdiffeq cannot take a step at time {time:.6g} of {name}, where the state has norm "
             f"{float(norm[at]):.4g} ({why}). The field blows up or returns NaN there, or the equation is stiff: bound "
             "the field, start nearer to the data, loosen `rtol` and `atol`, or use a fixed-step method"
