@@ -151,6 +151,8 @@ def gru_ode_bayes(
     Its likelihood is the paper's pre-jump loss; ``infer.PostJumpELBO`` adds the paper's second term, which asks of the
     state after the jump the prediction that Bayes' rule makes of the one before it.
 
+    The emission's network is the jump's too; Pyro knows its parameters as ``memory.block.head``.
+
     Args:
         obs_dim: columns of an observation.
         hidden_dim: of the state and of the emission's network.

@@ -1,6 +1,8 @@
 """Predictors of irregular series: exact likelihoods without a state, under every part of the library that they meet."""
 
+import copy
 import math
+import pickle
 
 import pyro.distributions as dist
 import pytest
@@ -11,11 +13,13 @@ from pyro.infer.autoguide import AutoNormal
 from torch.distributions import kl_divergence
 
 from pyro_ssm import TimeSeries, emissions, infer, models, predict
+from pyro_ssm.binding import parameter_names
 from pyro_ssm.blocks import with_normal_priors
 from pyro_ssm.dynamics import EmptyInitial, EmptyTransition, NormalInitial, OrnsteinUhlenbeck
 from pyro_ssm.guides import Structured
 from pyro_ssm.infer import Marginal, PostJumpELBO, bootstrap, fit, particle_filter, predictive_filter
 from pyro_ssm.models import StateSpaceModel
+from pyro_ssm.testing import InitialContract, TransitionContract
 from pyro_ssm.testing.checks import perturb
 
 D = torch.float64
@@ -199,6 +203,28 @@ def test_counts_and_inputs():
 # ------------------------------------------------------------------------------------------------------ random weights
 
 
+def test_a_shared_head_is_one_module_in_copies_and_under_priors():
+    """The jump of GRU-ODE-Bayes reads the very network, drawn or not, with which the model predicts."""
+    model, data = make("gru_ode_bayes"), series()
+    assert model.memory.block.head is model.emission.network
+    names = parameter_names(model)
+    assert "memory.block.head.layers.0.weight" in names and not any("emission" in name for name in names)
+    exact = predictive_filter(model, data).log_likelihood
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.memory.block.head is twin.emission.network
+        assert torch.equal(predictive_filter(twin, data).log_likelihood, exact)
+    weight = model.emission.network.layers[0].weight.detach().clone()
+    with_normal_priors(model.emission)
+    values = infer.sample_prior(model)
+    values["memory.block.head.layers.0.weight"] = weight
+    bound = model.bind(values)
+    assert bound.memory.block.head is bound.emission.network
+    torch.testing.assert_close(bound.emission.network.layers[0].weight.reshape(weight.shape), weight)
+    guide = AutoNormal(model)
+    fitted = fit(model, guide, data, loss=PostJumpELBO(0.5, 0.2), num_steps=2, progress=False)
+    assert fitted.losses.isfinite().all()
+
+
 def test_weights_with_priors():
     model = models.ode_rnn(2, hidden_dim=3).double()
     with_normal_priors(model.emission, 0.5)
@@ -332,3 +358,17 @@ def test_a_trained_predictor_comes_close_to_the_exact_filter():
     with torch.no_grad():
         found = -predictive_filter(model, test.replace(values=test.values.float())).log_likelihood.mean()
     assert -0.005 < found - best < 0.25 * (blind - best)
+
+
+class TestEmptyInitial(InitialContract):
+    test_draws_follow_the_density = None  # there is nothing to draw
+
+    def make_component(self):
+        return EmptyInitial()
+
+
+class TestEmptyTransition(TransitionContract):
+    test_draws_follow_the_density = None
+
+    def make_component(self):
+        return EmptyTransition()
