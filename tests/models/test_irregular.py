@@ -189,6 +189,20 @@ def test_missing_values_are_drawn_step_by_step(name):
     assert drawn.std(0)[hidden].min() > 0
 
 
+@pytest.mark.parametrize("name", ["gru_d", "ode_rnn", "neural_cde"])
+def test_a_ragged_batch_goes_on_from_each_end(name):
+    model, data = make(name), series(lengths=torch.tensor([5, 3, 4]))
+    with torch.no_grad():
+        model.emission.network.layers[-1].bias[2:] = -30.0  # almost no noise: draws are means
+        model.emission.floor = 1e-9
+    last = data.times.gather(-1, (data.lengths - 1).unsqueeze(-1))
+    future = last + torch.tensor([0.4, 1.5]).double()
+    together = predict.forecast(model, None, data, future, num_samples=1).values
+    for i in range(3):
+        alone = predict.forecast(model, None, data.series(i), future[i], num_samples=1).values
+        torch.testing.assert_close(together[:, i], alone, rtol=1e-6, atol=1e-6)
+
+
 def test_counts_and_inputs():
     model = models.ode_rnn(1, hidden_dim=4, input_dim=2, emission=emissions.Poisson)
     data = TimeSeries(torch.rand(3, 4).cumsum(-1), torch.ones(3, 4, 1), inputs=torch.randn(3, 4, 2))
