@@ -13,6 +13,7 @@ from pyro_ssm.blocks._checks import check_positive, check_size
 from pyro_ssm.blocks._flow import solver_of
 from pyro_ssm.blocks._gru_flow import GRUFlow
 from pyro_ssm.blocks.evolving import JumpBlock
+from pyro_ssm.blocks.linear import Linear
 from pyro_ssm.blocks.mlp import MLP
 from pyro_ssm.blocks.parameters import softplus_above
 
@@ -42,6 +43,8 @@ class GRUODEBayes(JumpBlock):
         head: a network from the state ``(..., time, hidden)`` to means and raw scales ``(..., time, 2 obs)``; default a
             network with one hidden layer. s is ``floor + softplus(raw)``.
         floor: least predicted standard deviation, in the units of the values.
+        feed_prediction: whether :math:`(\\mu, \\log s^2)` of the state is an input of the flow too, so that the
+            prediction drives it between observations.
         method, num_steps, rtol, atol: of the flow, as for :class:`GRUODE`.
 
     ``in_features`` is ``2 * obs_dim + other_dim``. State: ``(..., 1, hidden)``. Randomness: first values, from torch's
@@ -69,6 +72,7 @@ class GRUODEBayes(JumpBlock):
         prepared_dim: int = 8,
         head: Callable[[Tensor], Tensor] | None = None,
         floor: float = 1e-3,
+        feed_prediction: bool = False,
         method: str = "exponential",
         num_steps: int = 2,
         rtol: float = 1e-4,
@@ -85,15 +89,20 @@ class GRUODEBayes(JumpBlock):
         self.prepare_bias = nn.Parameter(torch.full((obs_dim, size), 0.1))
         self.head = MLP(hidden_dim, (hidden_dim,), 2 * obs_dim) if head is None else head
         self.cell = GRUCell(obs_dim * size + other_dim, hidden_dim)
+        self.feed = Linear(2 * obs_dim, 3 * hidden_dim, bias=False) if feed_prediction else None
         self.first = nn.Parameter(torch.zeros(hidden_dim))
 
     def evolve(self, state: Tensor, gap: Tensor) -> Tensor:
-        return self.flow(state, gap)
+        return self.flow(state, gap, None if self.feed is None else self._fed)
 
     def predict(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation ``(..., time, obs)`` of the values that a state expects."""
         loc, raw = self.head(state).chunk(2, -1)
         return loc, softplus_above(raw, self.floor)
+
+    def _fed(self, state: Tensor) -> Tensor:
+        loc, scale = self.predict(state)
+        return self.feed(torch.cat([loc, 2 * scale.log()], -1))
 
     def see(self, state: Tensor, seen: tuple[Tensor, ...]) -> Tensor:
         values, mask, rest = seen

@@ -138,6 +138,7 @@ def gru_ode_bayes(
     input_dim: int = 0,
     prepared_dim: int = 8,
     floor: float = 1e-3,
+    feed_prediction: bool = False,
     method: str = "exponential",
     num_steps: int = 2,
     rtol: float = 1e-4,
@@ -159,6 +160,7 @@ def gru_ode_bayes(
         input_dim: columns of ``data.inputs`` that the jump sees.
         prepared_dim: features that each value brings to the jump.
         floor: least standard deviation of an observation, in its units.
+        feed_prediction: whether the prediction drives the flow between observations.
         method, num_steps, rtol, atol: of the flow, for each gap (see :class:`~pyro_ssm.blocks.GRUODE`). Time is best
             scaled so that gaps are of order 1.
 
@@ -180,6 +182,7 @@ def gru_ode_bayes(
         prepared_dim=prepared_dim,
         head=emission.network,
         floor=floor,
+        feed_prediction=feed_prediction,
         method=method,
         num_steps=num_steps,
         rtol=rtol,

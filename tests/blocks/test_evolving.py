@@ -20,6 +20,7 @@ BLOCKS = {
     "GRUODE": lambda: GRUODE(F, F),
     "GRUODE, masks": lambda: GRUODE(F, F, obs_dim=1, method="rk4"),
     "GRUODEBayes": lambda: GRUODEBayes(1, F, 2, prepared_dim=3),
+    "GRUODEBayes, fed": lambda: GRUODEBayes(1, F, 2, prepared_dim=3, feed_prediction=True),
     "NeuralCDE": lambda: NeuralCDE(F, F, obs_dim=1, hidden=5),
     "NeuralCDE, cubic": lambda: NeuralCDE(F, F, interpolation="cubic", hidden=5),
     "NeuralCDE, rectilinear": lambda: NeuralCDE(F, F, obs_dim=1, interpolation="rectilinear", hidden=5),
@@ -278,7 +279,9 @@ def test_ode_rnn_with_linear_field_is_the_matrix_exponential_between_cells():
     assert_same(block(u, dt=dt)[0], torch.stack(outputs, -2), 1e-7)
 
 
-@pytest.mark.parametrize("name", ["ODERNN, masks", "GRUODE, masks", "GRUODEBayes", "NeuralCDE, rectilinear"])
+@pytest.mark.parametrize(
+    "name", ["ODERNN, masks", "GRUODE, masks", "GRUODEBayes", "GRUODEBayes, fed", "NeuralCDE, rectilinear"]
+)
 def test_a_time_without_observation_is_only_time(name):
     """It splits a gap in two, which an exact solver does not see."""
     block = make(name)
@@ -308,6 +311,14 @@ def test_gru_flow_stays_inside_and_rests_where_the_gru_does(name):
     assert_same(block.flow.velocity(h), step - h)
     solving(block).solver = solving(block).solver._replace(method="euler", num_steps=1)
     assert_same(block.evolve(h, torch.ones(1, 1).double()), step)
+
+
+def test_a_prediction_that_drives_the_flow_keeps_it_inside():
+    block = make("GRUODEBayes, fed")
+    h = torch.rand(20, 1, F).double() * 1.998 - 0.999
+    alone = block.flow(h, torch.ones(1, 1).double())
+    assert (block.evolve(h, torch.ones(1, 1).double()) - alone).abs().max() > 1e-3
+    assert block.evolve(h, torch.full((1, 1), 1e4).double()).abs().max() < 1
 
 
 def test_gru_flow_leaves_fixed_points_alone():
