@@ -15,6 +15,7 @@ from pyro_ssm.distributions.observations import Observations
 from pyro_ssm.distributions.regimes import RegimeNormal
 from pyro_ssm.distributions.simulated import SimulatedLaw
 from pyro_ssm.distributions.singular_normal import SingularNormal, affine_law
+from pyro_ssm.distributions.started_path import StartedPath
 
 __all__ = [
     "DrivenNoise",
@@ -32,6 +33,7 @@ __all__ = [
     "RegimeNormal",
     "SimulatedLaw",
     "SingularNormal",
+    "StartedPath",
     "affine_law",
     "exogenous",
     "gaussian_moments",

@@ -4,6 +4,7 @@ from pyro_ssm.guides.base import Guide
 from pyro_ssm.guides.encoded import AbstractEncodedGuide
 from pyro_ssm.guides.encoder import Context, DataEncoder
 from pyro_ssm.guides.gaussian_markov import GaussianMarkov
+from pyro_ssm.guides.initial_state import InitialState
 from pyro_ssm.guides.linear_gaussian import LinearGaussian
 from pyro_ssm.guides.posterior_drift import PosteriorDrift
 from pyro_ssm.guides.posterior_sde import PosteriorSDE, SDEContext
@@ -15,6 +16,7 @@ __all__ = [
     "DataEncoder",
     "GaussianMarkov",
     "Guide",
+    "InitialState",
     "LinearGaussian",
     "PosteriorDrift",
     "PosteriorSDE",

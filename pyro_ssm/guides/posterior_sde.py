@@ -19,6 +19,7 @@ from pyro_ssm.distributions.markov_path import Draw
 from pyro_ssm.dynamics import EulerMaruyama, NeuralSDE
 from pyro_ssm.dynamics.sde_checks import tensors_with_gradient
 from pyro_ssm.guides.encoded import AbstractEncodedGuide
+from pyro_ssm.guides.encoder import Cell
 from pyro_ssm.guides.posterior_drift import PosteriorDrift
 from pyro_ssm.models import StateSpaceModel, batch_shape, series_plate, site_name
 from pyro_ssm.models.sde_sites import known_start, noise_law, refuse_memory, solve_noise, start_law
@@ -77,7 +78,9 @@ class PosteriorSDE(AbstractEncodedGuide):
         drift_hidden: hidden layers of the network v.
         activation: of the network v.
         input_dim: columns of ``data.inputs`` that the encoder sees (0 for none).
-        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"`` or ``"relu"``.
+        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"``, ``"relu"``; in continuous time ``"gru_d"``,
+            ``"ode_rnn"``, ``"gru_ode"``, ``"gru_ode_bayes"``, ``"neural_cde"``; a structured block class such as
+            ``blocks.S5``, or a ``blocks.Bidirectional`` (see ``guides.encoder.DataEncoder``).
         num_layers: of the encoder.
         dropout: between the encoder's layers.
         scale_floor: added to the scale of the first state.
@@ -113,7 +116,7 @@ class PosteriorSDE(AbstractEncodedGuide):
         drift_hidden: int | Sequence[int] = (64, 64),
         activation: str | Callable[[Tensor], Tensor] = "softplus",
         input_dim: int = 0,
-        cell: str = "gru",
+        cell: Cell = "gru",
         num_layers: int = 1,
         dropout: float = 0.0,
         scale_floor: float = 1e-4,

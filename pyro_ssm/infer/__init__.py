@@ -41,6 +41,7 @@ from pyro_ssm.infer.discrete import (
 )
 from pyro_ssm.infer.elbo import IWAE, FreeBits
 from pyro_ssm.infer.elbo_particle import ParticleELBO
+from pyro_ssm.infer.elbo_post_jump import PostJumpELBO
 from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.expectation_maximisation import EMResult, em
 from pyro_ssm.infer.fit import FitResult, fit
@@ -74,6 +75,7 @@ from pyro_ssm.infer.information import ObservedInformation, StandardErrorsResult
 from pyro_ssm.infer.local_parameters import local_parameters
 from pyro_ssm.infer.marginal import Marginal, MarginalLaw
 from pyro_ssm.infer.parameter_groups import ParameterGroups, parameter_groups
+from pyro_ssm.infer.predictive import PredictiveFiltered, predictive_filter
 from pyro_ssm.infer.prior import sample_prior
 from pyro_ssm.infer.smc import (
     ConditionalPath,
@@ -141,6 +143,8 @@ __all__ = [
     "ParticleMCMCResult",
     "ParticleMarginal",
     "ParticleSmoothed",
+    "PostJumpELBO",
+    "PredictiveFiltered",
     "RegimeCarry",
     "RegimeEnumeration",
     "SampledPaths",
@@ -197,6 +201,7 @@ __all__ = [
     "particle_gibbs",
     "particle_smoother",
     "pmmh",
+    "predictive_filter",
     "rao_blackwellised",
     "regime_log_probs",
     "regime_start",
