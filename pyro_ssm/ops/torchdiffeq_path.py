@@ -148,7 +148,7 @@ def _solve(
         field, at, inputs = slope.parts
         time = at.at(0.0, start)
         shape = field(time, start, None if inputs is None else inputs(torch.zeros_like(time))).shape
-    start = start.expand(torch.broadcast_shapes(start.shape, shape))
+    start = start.expand(torch.broadcast_shapes(start.shape, shape, time.shape))
     more: dict[str, Any] = {} if adjoint_params is None else {"adjoint_params": tuple(adjoint_params)}
     solve = torchdiffeq.odeint if adjoint_params is None else torchdiffeq.odeint_adjoint
     try:

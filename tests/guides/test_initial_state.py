@@ -22,6 +22,7 @@ from pyro_ssm.dynamics import (
     NormalInitial,
     SecondOrder,
     discretize,
+    interpolate_inputs,
 )
 from pyro_ssm.emissions import Coordinates, Normal
 from pyro_ssm.emissions import LinearNormal as LinearEmission
@@ -348,6 +349,49 @@ def test_a_penalty_is_a_term_in_training_only():
     assert "penalty" in total(model).nodes and torch.isfinite(before) and with_price > 0
     for loss in (None, IWAE(2)):
         infer.fit(model, guide, data, num_steps=2, batch_size=2, loss=loss, progress=False)
+
+
+class Elimination(PyroModule):
+    """One compartment, with doses as jumps."""
+
+    event_dims = {"rate": 1}
+    state_dim = 1
+
+    def __init__(self):
+        super().__init__()
+        self.rate = PyroSample(dist.LogNormal(-0.5, 0.3))
+
+    def forward(self, t, z, u):
+        return -self.rate * z
+
+
+@pytest.mark.parametrize("refine", [1, 3])
+def test_doses_are_inputs_in_the_past_and_in_the_future(refine):
+    """Posterior draws and forecasts of a compartment follow the closed form of each draw of its rate."""
+    torch.manual_seed(0)
+    times = torch.tensor([0.0, 0.5, 1.5, 2.0, 3.0, 4.5], dtype=D)
+    doses = torch.zeros(2, 6, 1, dtype=D)
+    doses[0, 1], doses[1, 2], doses[0, 4] = 2.0, 1.0, 3.0
+    whole = interpolate_inputs(TimeSeries(times, torch.rand(2, 6, 1, dtype=D), inputs=doses), "held")
+    past, future = whole.split(4)
+    past = past.refine(refine)
+    ode = NeuralODE(Elimination(), jump=lambda t, z, u: z + u, interpolation="held", rtol=1e-8, atol=1e-9)
+    model = StateSpaceModel(NormalInitial(1), ode, LinearEmission(1, 1)).double()
+    guide = InitialState(model, 4).double()
+    infer.fit(model, guide, past, num_steps=2, progress=False)
+    torch.manual_seed(1)
+    draws = posterior_draws(model, guide, past, num_samples=5)
+    torch.manual_seed(1)
+    ahead = forecast(model, guide, past, times=future.times, inputs=future.inputs, num_samples=5)
+    rate = draws.parameters["transition.field.rate"].reshape(5, 1, 1)
+
+    def amount(t):  # (draws, series, times)
+        given = (times < t.unsqueeze(-1)).to(D) * doses[:, None, :, 0]
+        late = (given * torch.exp(-rate.unsqueeze(-1) * (t.unsqueeze(-1) - times).clamp(min=0))).sum(-1)
+        return draws.states[:, :, 0] * torch.exp(-rate * t) + late
+
+    torch.testing.assert_close(draws.states[..., 0], amount(past.times), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(ahead.states[..., 0], amount(future.times), rtol=1e-6, atol=1e-7)
 
 
 def test_annealing_reaches_the_start():
