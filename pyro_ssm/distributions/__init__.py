@@ -2,6 +2,7 @@
 
 from pyro_ssm.distributions.driven_noise import DrivenNoise
 from pyro_ssm.distributions.euler_path import EulerDraw, EulerPath
+from pyro_ssm.distributions.exogenous import Exogenous, exogenous
 from pyro_ssm.distributions.girsanov import GirsanovPath
 from pyro_ssm.distributions.history import History
 from pyro_ssm.distributions.linear_gaussian_path import LinearGaussianPath, PathMarginals
@@ -20,6 +21,7 @@ __all__ = [
     "DrivenNoise",
     "EulerDraw",
     "EulerPath",
+    "Exogenous",
     "GirsanovPath",
     "History",
     "LinearGaussianPath",
@@ -33,6 +35,7 @@ __all__ = [
     "SingularNormal",
     "StartedPath",
     "affine_law",
+    "exogenous",
     "gaussian_moments",
     "markov_kl_steps",
     "masked",
