@@ -60,11 +60,11 @@ class NeuralODE(Transition, Gaussian):
     ``"implicit_adams"``, ...                  torchdiffeq's, ``step_size`` at most
     =================================  ======  =======================================
 
-    **Own times.** ``"dopri5"``, ``"bosh3"``, and the others with a ``step_size``, solve all series of a batch at once in
-    normalised time, :math:`t = t_1 + s (t_T - t_1)`, and each series reads its states off the polynomials of the steps
-    at its own times: its own grid costs about what a shared one costs, and the number of observations does not make
-    steps. Every series meets the tolerance by itself. Where something happens at each time (inputs, jumps), and with
-    torchdiffeq on own grids, the solve goes gap by gap, each gap in its normalised time.
+    **Own times.** ``"dopri5"``, ``"bosh3"``, and the others with a ``step_size``, solve all series of a batch at once
+    in normalised time, :math:`t = t_1 + s (t_T - t_1)`, and each series reads its states off the polynomials of the
+    steps at its own times: its own grid costs about what a shared one costs, and the number of observations does not
+    make steps. Every series meets the tolerance by itself. Where something happens at each time (inputs, jumps), and
+    with torchdiffeq on own grids, the solve goes gap by gap, each gap in its normalised time.
 
     **Inputs** are held within a gap. With ``interpolation="linear"``, ``"cubic"`` or ``"rectilinear"`` they move as the
     polynomials that :func:`interpolate_inputs` puts into the data, and ``u`` is their value at the time t.
