@@ -110,7 +110,7 @@ def main() -> None:
                 agree=close(2e-3),
             )
         )
-    run("ode_decoding", cases, packages=["torchdiffeq", "torch"])
+    run("ode_decoding", cases, packages=["torchdiffeq", "torch"], repeats=5)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pyro_ssm.emissions import LinearNormal as LinearEmission
 from pyro_ssm.guides import Context, InitialState, PosteriorSDE, Structured
 from pyro_ssm.infer import IWAE, FreeBits, evidence_lower_bound, importance_log_likelihood, kl_annealing
 from pyro_ssm.models import path_law
-from pyro_ssm.predict import forecast, impute, posterior_draws
+from pyro_ssm.predict import counterfactual, forecast, impute, posterior_draws
 
 D = torch.float64
 A = torch.tensor([[-0.3, 1.0], [-1.0, -0.3]])
@@ -220,6 +220,17 @@ def held_still(**how):
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+def test_counterfactuals_move_along_the_flow():
+    """Setting the state at a time changes a linear path by the matrix exponential from there on."""
+    model, data = linear(), series(own=False)
+    there = data.times[2].item()
+    found = counterfactual(model, exact_guide(model, data), data, time=there, state=lambda z: z + 1.0, num_samples=3)
+    effect = (found.states - found.factual_states).detach()
+    E = torch.linalg.matrix_exp(A.double() * (data.times[2:] - there)[:, None, None])
+    torch.testing.assert_close(effect[..., 2:, :], E.sum(-1).expand(3, 3, 3, 2), rtol=0, atol=1e-4)
+    assert (effect[..., :2, :] == 0).all()
 
 
 @pytest.mark.parametrize("engine", ["NUTS", "AutoNormal"])
