@@ -23,9 +23,11 @@ from pyro_ssm.ops.torchdiffeq_path import torchdiffeq_flow, torchdiffeq_path
 
 __all__ = ["NeuralODE"]
 
-#: those of torchdiffeq; a method that is in TABLEAUX too is ours unless the backend is asked for
+#: those of torchdiffeq; a method that is in TABLEAUX too is ours unless the backend is asked for. Left out is
+#: "explicit_adams": in 0.2.5 its error does not fall with the step (0.005 at h = 0.04, 0.07 at 0.02, 0.13 at 0.01 for a
+#: linear oscillator on [0, 1])
 ADAPTIVE = ("dopri5", "bosh3", "dopri8", "fehlberg2", "adaptive_heun")
-FIXED_STEP = ("euler", "midpoint", "heun", "rk4", "heun2", "heun3", "explicit_adams", "implicit_adams")
+FIXED_STEP = ("euler", "midpoint", "heun", "rk4", "heun2", "heun3", "implicit_adams")
 _SAME_TIME = 1e-6  # in parts of a gap
 
 
