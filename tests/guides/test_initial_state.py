@@ -29,6 +29,7 @@ from pyro_ssm.emissions import LinearNormal as LinearEmission
 from pyro_ssm.guides import Context, InitialState, PosteriorSDE, Structured
 from pyro_ssm.infer import IWAE, FreeBits, evidence_lower_bound, importance_log_likelihood, kl_annealing
 from pyro_ssm.models import path_law
+from pyro_ssm.ops import SolverError
 from pyro_ssm.predict import counterfactual, forecast, impute, posterior_draws
 
 D = torch.float64
@@ -172,6 +173,19 @@ def test_masks_padding_plates_and_minibatches():
     torch.testing.assert_close(
         refined.nodes["y"]["log_prob"], replayed.nodes["y"]["log_prob"], rtol=1e-6, atol=1e-6
     )  # refining changes nothing
+
+
+def test_what_would_happen_after_the_end_of_a_series_does_not_matter():
+    """A path that blows up at time 1 is no error for a series that ends before; with a later end it is, by name."""
+    ode = NeuralODE(lambda t, z, u: z**2, state_dim=1)
+    model = StateSpaceModel(NormalInitial(1), ode, LinearEmission(1, 1)).double()
+    times, start = torch.tensor([0.0, 0.4, 0.8, 1.2], dtype=D), torch.tensor([1.0, 0.5], dtype=D).reshape(2, 1, 1)
+    run = poutine.condition(model, data={"z_start": start})
+    z, _ = run(TimeSeries(times, torch.zeros(2, 4, 1, dtype=D), lengths=[3, 4]))
+    torch.testing.assert_close(z[0, :, 0], 1 / (1 - times.clamp(max=0.8)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(z[1, :, 0], 1 / (2 - times), rtol=1e-4, atol=1e-5)
+    with pytest.raises(SolverError, match=r"at time 1(.0000\d*)? of series 0, where the state has norm"):
+        run(TimeSeries(times, torch.zeros(2, 4, 1, dtype=D)))
 
 
 def test_fields_with_priors_train_and_predict():
