@@ -125,13 +125,14 @@ def ode_path(
     if inputs is None and jump is None and (table.is_adaptive or step_size is not None):
         return _dense_path(field, start, times, method, tolerance, step_size)
     state, states, length = start, [start], None
+    longest = times.diff(dim=-1).abs().reshape(-1, times.shape[-1] - 1).amax(0).tolist()
     for k in range(times.shape[-1] - 1):
         time, next_time = times[..., k : k + 1], times[..., k + 1 : k + 2]
         state = state if jump is None else jump(k, state)
         held = None if inputs is None else _of_gap(inputs, k)
-        if length is not None and table.is_adaptive:  # the same step in time, for the longest gap
-            length *= _longest(times, k - 1) / max(_longest(times, k), 1e-300)
-            length = min(max(length, 1e-9), 1.0)
+        if length is not None:  # the same step in time, for the longest gap
+            known = longest[k] > 0 and longest[k - 1] > 0
+            length = min(max(length * longest[k - 1] / longest[k], 1e-9), 1.0) if known else None
         options: dict[str, Any] = {"method": method, "tolerance": tolerance, "step_size": step_size, "length": length}
         state, length = ode_flow(field, state, time, next_time, held, **options)
         states.append(state)
@@ -141,10 +142,6 @@ def ode_path(
 
 def _of_gap(inputs: Forcing, k: int) -> Callable[[Tensor], Tensor]:
     return lambda since: inputs(k, since)
-
-
-def _longest(times: Tensor, k: int) -> float:
-    return float((times[..., k + 1] - times[..., k]).abs().max())
 
 
 def _num_steps(clock: Clock, step_size: float | None) -> int:

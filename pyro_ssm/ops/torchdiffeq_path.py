@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,8 +85,7 @@ def torchdiffeq_flow(
     """
     clock = Clock(time, next_time - time)
     if solver.get("step_size") is not None:  # in normalised time
-        longest = float(clock.gap.abs().max())
-        solver["step_size"] = min(solver["step_size"] / longest, 1.0) if longest else 1.0
+        solver["step_size"] = solver["step_size"] / max(float(clock.gap.abs().max()), 1e-300)
     unit = torch.tensor([0.0, 1.0], dtype=torch.float64, device=state.device)
     return _solve(_Slope(field, clock, inputs), state, unit, **solver)[1]
 
@@ -143,12 +143,15 @@ def _solve(
 ) -> Tensor:
     given = dict(options or {})
     if step_size is not None:
+        # equal steps, as a multistep method asks for; a trifle longer, lest rounding leave a last step of length 0
+        whole = float((clock[-1] - clock[0]).abs())
+        step_size = whole / max(1, math.ceil(whole / step_size - 1e-9)) * (1 + 1e-12)
         given = {"step_size": step_size, "interp": "cubic", **given}
     with torch.no_grad():  # drawn parameters may have more leading dims than the state
         field, at, inputs = slope.parts
         time = at.at(0.0, start)
         shape = field(time, start, None if inputs is None else inputs(torch.zeros_like(time))).shape
-    start = start.expand(torch.broadcast_shapes(start.shape, shape))
+    start = start.expand(torch.broadcast_shapes(start.shape, shape, time.shape))
     more: dict[str, Any] = {} if adjoint_params is None else {"adjoint_params": tuple(adjoint_params)}
     solve = torchdiffeq.odeint if adjoint_params is None else torchdiffeq.odeint_adjoint
     try:

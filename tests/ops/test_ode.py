@@ -115,6 +115,15 @@ def test_a_nonlinear_field_in_time_matches_a_reference_of_high_precision(method)
 
 @pytest.mark.parametrize("solve", [ode_path, torchdiffeq_path])
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_a_start_is_shared_by_series_with_own_times(solve, method):
+    start, times = torch.randn(1, 2, dtype=D), grids()
+    torch.testing.assert_close(
+        solve(linear, start, times, method=method), solve(linear, start.expand(3, 1, 2), times, method=method)
+    )
+
+
+@pytest.mark.parametrize("solve", [ode_path, torchdiffeq_path])
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
 def test_a_batch_is_a_loop(solve, method):
     start, times = torch.randn(2, 3, 1, 2, dtype=D), grids()
     more = {"tolerance": Tolerance(1e-8, 1e-8)} if solve is ode_path else {"rtol": 1e-8, "atol": 1e-8}
