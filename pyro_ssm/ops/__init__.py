@@ -38,6 +38,7 @@ from pyro_ssm.ops.ode import ode_flow, ode_path
 from pyro_ssm.ops.quadrature import SigmaPoints, cubature_rule, gauss_hermite_rule, unscented_rule
 from pyro_ssm.ops.radial import RadialMoments, radial_basis, radial_moments
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
+from pyro_ssm.ops.runge_kutta import Tolerance
 from pyro_ssm.ops.scan2x2 import scan2x2, scan2x2_reference
 from pyro_ssm.ops.sde import SDEStep, sde_path, sde_step
 from pyro_ssm.ops.selective_scan import selective_scan, selective_scan_reference
@@ -57,6 +58,7 @@ __all__ = [
     "SDEStep",
     "SigmaPoints",
     "SolverError",
+    "Tolerance",
     "affine_scan",
     "associative_scan",
     "backward_conditionals",

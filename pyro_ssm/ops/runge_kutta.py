@@ -86,6 +86,9 @@ TABLEAUX = {
 class Tolerance(NamedTuple):
     """How an adaptive method chooses its steps: every series has to meet the tolerance by itself.
 
+    The error of a step is at most ``atol + rtol * |z|``, root mean square over the state. Steps of all series are the
+    same in normalised time, and end after ``max_steps`` with a :class:`~pyro_ssm.ops.SolverError`.
+
     >>> from pyro_ssm.ops.runge_kutta import Tolerance
     >>> Tolerance().rtol
     1e-05
