@@ -123,7 +123,8 @@ def _position(data: TimeSeries, time: Any) -> Tensor:
     if data.lengths is not None:
         distance = torch.where(data.step_mask, distance, torch.full_like(distance, torch.inf))
     nearest, position = distance.min(-1)
-    off = nearest > 1e-9 * grid.abs().amax(-1).clamp(min=1.0)
+    gap = grid.diff(dim=-1).amin(-1) if data.num_times > 1 else torch.ones_like(nearest)
+    off = nearest > 1e-3 * gap  # times that went through float32 are still meant
     if bool(off.any()):
         close = grid.gather(-1, position.unsqueeze(-1)).squeeze(-1)[off].flatten()[0]
         raise ValueError(

@@ -132,6 +132,12 @@ class TestLinearGaussian:
         effect = found.states - found.factual_states
         assert (effect[:, :, :2] == 0).all() and (effect[:, :, 2:] != 0).all()
 
+    def test_a_time_that_was_rounded_is_meant(self):
+        model, data = gaussian_model(), some_data()
+        draws = posterior_draws(model, None, data, 3)
+        one, other = (counterfactual(model, draws, data, t, state={0: 1.0}) for t in (2.0, 2.0 + 1e-7))
+        assert torch.equal(one.states, other.states)
+
     def test_fresh_noise_of_what_is_seen(self):
         model, data = gaussian_model(), some_data()
         draws = posterior_draws(model, None, data, 20_000)
