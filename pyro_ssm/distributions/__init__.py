@@ -14,6 +14,7 @@ from pyro_ssm.distributions.observations import Observations
 from pyro_ssm.distributions.regimes import RegimeNormal
 from pyro_ssm.distributions.simulated import SimulatedLaw
 from pyro_ssm.distributions.singular_normal import SingularNormal, affine_law
+from pyro_ssm.distributions.sinh_arcsinh import SinhArcsinh
 
 __all__ = [
     "DrivenNoise",
@@ -30,6 +31,7 @@ __all__ = [
     "RegimeNormal",
     "SimulatedLaw",
     "SingularNormal",
+    "SinhArcsinh",
     "affine_law",
     "gaussian_moments",
     "markov_kl_steps",

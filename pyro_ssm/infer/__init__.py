@@ -39,7 +39,7 @@ from pyro_ssm.infer.discrete import (
     switching_variational,
     viterbi,
 )
-from pyro_ssm.infer.elbo import IWAE, FreeBits
+from pyro_ssm.infer.elbo import IWAE, FreeBits, SolverFree
 from pyro_ssm.infer.elbo_particle import ParticleELBO
 from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.expectation_maximisation import EMResult, em
@@ -145,6 +145,7 @@ __all__ = [
     "RegimeEnumeration",
     "SampledPaths",
     "SegmentPath",
+    "SolverFree",
     "StandardErrorsResult",
     "SwitchingEM",
     "SwitchingFiltered",
