@@ -11,7 +11,23 @@ from torch import Tensor, nn
 from pyro_ssm.blocks import MLP, linear
 from pyro_ssm.blocks._checks import check_size
 
-__all__ = ["DeepKernelBasis", "polynomial_basis", "tanh_network"]
+__all__ = ["DeepKernelBasis", "legendre_basis", "polynomial_basis", "tanh_network"]
+
+
+def legendre_basis(fraction: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Legendre polynomials :math:`P_i(2 w - 1)` and their slopes in w, each ``(..., size)``.
+
+    >>> import torch
+    >>> from pyro_ssm.guides.bridge_basis import legendre_basis
+    >>> legendre_basis(torch.tensor(0.5), 3)[0]
+    tensor([ 1.0000,  0.0000, -0.5000])
+    """
+    x, one = 2 * fraction - 1, torch.ones_like(fraction)
+    values, slopes = [one, x], [torch.zeros_like(fraction), 2 * one]
+    for i in range(1, size - 1):
+        values.append(((2 * i + 1) * x * values[i] - i * values[i - 1]) / (i + 1))
+        slopes.append(slopes[i - 1] + 2 * (2 * i + 1) * values[i])
+    return torch.stack(values[:size], -1), torch.stack(slopes[:size], -1)
 
 
 def polynomial_basis(fraction: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -31,15 +47,8 @@ def polynomial_basis(fraction: Tensor, size: int) -> tuple[Tensor, Tensor]:
     >>> polynomial_basis(torch.tensor(0.5), 3)[0]
     tensor([ 1.0000,  0.0000, -0.5000])
     """
-    w = fraction
-    x, one = 2 * w - 1, torch.ones_like(w)
-    values, slopes = [one, x], [torch.zeros_like(w), one]  # P_i and P_i'
-    for i in range(1, size - 1):
-        values.append(((2 * i + 1) * x * values[i] - i * values[i - 1]) / (i + 1))
-        slopes.append(slopes[i - 1] + (2 * i + 1) * values[i])
-    P, dP = torch.stack(values[:size], -1), torch.stack(slopes[:size], -1)
-    w = w.unsqueeze(-1)
-    return 4 * w * (1 - w) * P, 4 * (1 - 2 * w) * P + 8 * w * (1 - w) * dP
+    (P, slopes), w = legendre_basis(fraction, size), fraction.unsqueeze(-1)
+    return 4 * w * (1 - w) * P, 4 * (1 - 2 * w) * P + 4 * w * (1 - w) * slopes
 
 
 class DeepKernelBasis(PyroModule):

@@ -14,7 +14,7 @@ from pyro_ssm.blocks._checks import check_choice, check_size
 from pyro_ssm.components import AffineGaussian
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides.bridge import AbstractBridge, BridgeContext, knots_of, time_range
-from pyro_ssm.guides.bridge_basis import polynomial_basis
+from pyro_ssm.guides.bridge_basis import legendre_basis, polynomial_basis
 from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.ops.kalman import matvec
 
@@ -85,6 +85,7 @@ class SVISE(AbstractBridge):
         super().__init__(model, check_choice("covariance", covariance, ("diagonal", "full")), True, parameters)
         if data.values is None:
             raise ValueError("SVISE is built for observations: `data.values` is None")
+        self.spins = model.initial.state_dim * (model.initial.state_dim - 1) // 2
         self.degree = check_size("degree", degree)
         self.knots = _knots(knots, data)  # a plain attribute: float64 in every dtype of the guide
         self.batch_shape = data.batch_shape
@@ -129,6 +130,11 @@ class SVISE(AbstractBridge):
             return zero, zero
         value, slope = polynomial_basis(fraction, self.degree - 1)
         each = bends.unflatten(-1, (-1, self.degree - 1))  # (..., n, width, degree - 1)
+        if self.covariance == "full":  # the spin jumps at a knot, as an observation turns it
+            shapes, spins = each.split([each.shape[-2] - self.spins, self.spins], -2)
+            jumps = matvec(spins, legendre_basis(fraction, self.degree - 1)[0])
+            still = torch.zeros_like(jumps)  # nothing reads its slope
+            return torch.cat([matvec(shapes, value), jumps], -1), torch.cat([matvec(shapes, slope), still], -1)
         return matvec(each, value), matvec(each, slope)
 
 
@@ -158,9 +164,9 @@ def _knots(given: int | Tensor | None, data: TimeSeries) -> Tensor:
 def _first_states(model: StateSpaceModel, data: TimeSeries) -> Tensor:
     """Least-squares states of the values where the emission is linear, ``(*batch, observed time, state)``; else 0."""
     n, values = model.initial.state_dim, data.values
-    emission: Any = model.emission
     inputs = data.inputs
-    if not isinstance(emission, AffineGaussian) or random_parameters(emission) or values is None or data.mask is None:
+    is_linear = isinstance(model.emission, AffineGaussian)
+    if not is_linear or random_parameters(model.emission) or values is None or data.mask is None:
         return torch.zeros(data.batch_shape + (data.num_observed_times, n), dtype=data.dtype)
     filled, times = values.double().cpu().numpy().copy(), data.observed_times.expand(values.shape[:-1]).cpu().numpy()
     mask = data.mask.cpu().numpy()
@@ -171,7 +177,7 @@ def _first_states(model: StateSpaceModel, data: TimeSeries) -> Tensor:
     if inputs is not None and data.observed_index is not None:
         inputs = inputs.index_select(-2, data.observed_index)
     with torch.no_grad():
-        law = bind(emission).affine(data.observed_times, inputs)
+        law = bind(model.emission).affine(data.observed_times, inputs)
         rest = torch.as_tensor(filled, device=data.device) - law.offset.double()
         return matvec(torch.linalg.pinv(law.matrix.double()), rest).to(data.dtype)
 
