@@ -34,7 +34,7 @@ class SVISE(AbstractBridge):
     degree (``covariance="full"`` where coordinates are coupled; for one coordinate, or uncoupled ones, the diagonal).
 
     Train it with :class:`~pyro_ssm.infer.elbo.SolverFree`. With a drift that is a library of terms and a sparse prior
-    (:class:`~pyro_ssm.dynamics.PolynomialDrift`) it finds equations. The posterior knows only the series it was built
+    (:class:`~pyro_ssm.dynamics.TermLibrary`) it finds equations. The posterior knows only the series it was built
     for: a mini-batch picks its rows by ``data.index``, other data are refused (use :class:`ARCTA` or
     :class:`SDEMatching`, which are amortised). It does not depend on drawn parameters of the model.
 
