@@ -162,16 +162,17 @@ def with_sparse_prior(library: TermLibrary, kind: str = "horseshoe", scale: floa
     scale, like = check_positive("scale", scale), library.coefficients.detach()
     zero = torch.zeros_like(like)
     if kind == "laplace":
-        library.coefficients = PyroSample(dist.Laplace(zero, scale).to_event(2))
+        prior: Any = dist.Laplace(zero, scale).to_event(2)
     elif kind == "spike":
         both = scale * torch.tensor([1.0, 0.01], dtype=like.dtype, device=like.device).expand(like.shape + (2,))
         parts = dist.Normal(torch.zeros_like(both), both)
         mixed = dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros_like(both)), parts)
-        library.coefficients = PyroSample(mixed.to_event(2))
+        prior = mixed.to_event(2)
     else:
         library.overall_scale = PyroSample(dist.HalfCauchy(scale * torch.ones_like(like[:, :1])).to_event(2))
         library.local_scale = PyroSample(dist.HalfCauchy(torch.ones_like(like)).to_event(2))
-        library.coefficients = PyroSample(_horseshoe)
+        prior = _horseshoe
+    setattr(library, "coefficients", PyroSample(prior))  # noqa: B010  (the attribute is typed as a Parameter)
     return library
 
 

@@ -80,7 +80,7 @@ class ARCTA(AbstractBridge):
     gap (:class:`~pyro_ssm.guides.bridge_basis.DeepKernelBasis`). Neighbouring gaps share the knot's features, so that
     the path is continuous (bridges that start afresh would have no density with respect to the model).
 
-    Train it with :class:`~pyro_ssm.infer.elbo.SolverFree`: its cost does not grow with the number of solver steps, and
+    Train it with :class:`~pyro_ssm.infer.SolverFree`: its cost does not grow with the number of solver steps, and
     no gradient runs through time, so chaotic systems and long series train as others do. It is amortised: new series
     need no training. It does not depend on drawn parameters of the model.
 

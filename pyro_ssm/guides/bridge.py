@@ -68,7 +68,7 @@ class AbstractBridge(Guide):
     The parameters of :math:`F_t` (mean, log-scale ...) are curves in time: values at knots, straight lines between
     them, and what :meth:`bend` adds, which vanishes at the knots. They are continuous, and may have a kink at a knot,
     as the exact posterior has where something is observed. Only *marginals* enter the bound
-    (:class:`~pyro_ssm.infer.elbo.SolverFree`), at times that may be drawn at random.
+    (:class:`~pyro_ssm.infer.SolverFree`), at times that may be drawn at random.
 
     **The path** (``forward``, so that ``Predictive``, importance weights and particle filters work) is a Markov chain
     over ``data.times``. For Gaussian marginals and a diffusion that does not depend on the state (SVISE, ARCTA) the
@@ -207,6 +207,8 @@ class AbstractBridge(Guide):
             whole = self.at(context, context.times)
             like, moves = context.ends, slice(0, shape[-2] - 1)
             noise = torch.randn(shape, dtype=like.dtype, device=like.device)
+            if shape[-2] == 1:
+                return whole.motion(noise).state, noise, whole.scale.expand(shape)  # type: ignore[attr-defined]
             if isinstance(whole, FullMarginal):
                 turn, root = full_moves(self.at, context, moves)
                 white = affine_scan(turn, matvec(root, noise[..., 1:, :]), noise[..., 0, :])
@@ -219,8 +221,8 @@ class AbstractBridge(Guide):
                     scale.diagonal(dim1=-2, dim2=-1).expand(shape),
                 )
             rho, root = _kept(thermal_decay(self.at, context, moves))
-            root = torch.cat([torch.ones_like(root[..., :1, :]) if shape[-2] > 1 else root.new_ones(1, 1), root], -2)
-            rho = torch.cat([torch.zeros_like(root[..., :1, :]), rho], -2)
+            start = torch.ones_like(root[..., :1, :])
+            rho, root = torch.cat([0 * start, rho], -2), torch.cat([start, root], -2)
             white = linear_scan(rho, root * noise)
             scale = whole.scale  # type: ignore[attr-defined]
             return whole.loc + scale * white, noise, (scale * root).expand(shape)  # type: ignore[attr-defined]

@@ -32,7 +32,7 @@ class SDEMatching(AbstractBridge):
     features h come from a recurrent network over the whole series, both ways. ``marginals="gaussian"`` is
     :math:`m + s\\varepsilon`, ``"sinh_arcsinh"`` has skewness and tails beside, for posteriors that are not Gaussian.
 
-    Train it with :class:`~pyro_ssm.infer.elbo.SolverFree`: the loss is the continuous-time bound at random times.
+    Train it with :class:`~pyro_ssm.infer.SolverFree`: the loss is the continuous-time bound at random times.
     A diffusion whose coordinate i depends on :math:`z_i` alone says so by an attribute ``elementwise = True``
     (:class:`~pyro_ssm.dynamics.ElementwiseDiffusion` does); any other costs one derivative a coordinate.
 

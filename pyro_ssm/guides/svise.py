@@ -33,7 +33,7 @@ class SVISE(AbstractBridge):
     posterior is, and a linear equation with linear observations has its exact posterior in the family up to their
     degree (``covariance="full"`` where coordinates are coupled; for one coordinate, or uncoupled ones, the diagonal).
 
-    Train it with :class:`~pyro_ssm.infer.elbo.SolverFree`. With a drift that is a library of terms and a sparse prior
+    Train it with :class:`~pyro_ssm.infer.SolverFree`. With a drift that is a library of terms and a sparse prior
     (:class:`~pyro_ssm.dynamics.TermLibrary`) it finds equations. The posterior knows only the series it was built
     for: a mini-batch picks its rows by ``data.index``, other data are refused (use :class:`ARCTA` or
     :class:`SDEMatching`, which are amortised). It does not depend on drawn parameters of the model.
@@ -65,7 +65,7 @@ class SVISE(AbstractBridge):
     >>> data = ssm.TimeSeries(torch.arange(4.0), torch.ones(3, 4, 1))
     >>> guide = ssm.guides.SVISE(model, data)
     >>> fitted = ssm.infer.fit(
-    ...     model, guide, data, loss=ssm.infer.elbo.SolverFree(num_times=8), num_steps=2, progress=False)
+    ...     model, guide, data, loss=ssm.infer.SolverFree(num_times=8), num_steps=2, progress=False)
     >>> guide(data.refine(5)).shape
     torch.Size([3, 16, 2])
     """

@@ -103,6 +103,7 @@ from pyro_ssm.infer.smc import (
     smc_sampler,
     smc_squared,
 )
+from pyro_ssm.infer.term_coefficients import TermRegression, term_regression
 
 __all__ = [
     "IWAE",
@@ -153,6 +154,7 @@ __all__ = [
     "SwitchingSmoothed",
     "SwitchingStep",
     "SwitchingSystem",
+    "TermRegression",
     "auxiliary",
     "baum_welch",
     "bootstrap",
@@ -213,6 +215,7 @@ __all__ = [
     "switching_em",
     "switching_system",
     "switching_variational",
+    "term_regression",
     "unscented_kalman_filter",
     "unscented_kalman_smoother",
     "viterbi",

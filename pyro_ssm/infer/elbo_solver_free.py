@@ -25,7 +25,7 @@ from pyro_ssm.infer.handler_stack import annealing_factor
 from pyro_ssm.models import StateSpaceModel, series_plate, site_name
 from pyro_ssm.ops import gauss_hermite_rule
 
-__all__ = ["SolverFree", "SolverFreeTerms"]
+__all__ = ["DrawnTimes", "SolverFree", "SolverFreeTerms"]
 
 TIMES = ("stratified", "uniform", "quadrature")
 
@@ -41,6 +41,22 @@ class SolverFreeTerms(NamedTuple):
     likelihood: Tensor
     start: Tensor
     path: Tensor
+
+
+class DrawnTimes(NamedTuple):
+    """Where :class:`SolverFree` looks at a posterior.
+
+    >>> from pyro_ssm.infer.elbo_solver_free import DrawnTimes
+    >>> DrawnTimes._fields
+    ('times', 'weight', 'inputs', 'marginal', 'noise', 'weights')
+    """
+
+    times: Tensor  # (*batch, n), float64
+    weight: Tensor  # (*batch, n or 1), of each time in the integral
+    inputs: Tensor | None  # (*batch, n, input)
+    marginal: AbstractMarginal
+    noise: Tensor  # (S, *lead, n, state)
+    weights: Tensor  # (S,), of each draw in the mean
 
 
 class SolverFree(DifferentiableELBO):
@@ -68,8 +84,8 @@ class SolverFree(DifferentiableELBO):
             (independent), or ``"quadrature"`` (Gauss-Legendre in each gap: no randomness, biased by its error).
         order: takes a Gauss-Hermite rule of that many points in each dimension of the noise in place of draws: exact
             for polynomials up to degree 2 order - 1, ``order ** state`` points. None draws.
-        num_observations: observation times of which the likelihood is taken, drawn without replacement and scaled
-            up; None takes all.
+        num_observations: observation times of which the likelihood is taken, drawn for each series without
+            replacement, and scaled up; None takes all.
 
     Raises:
         ValueError: an argument is out of its range; or, in a run, the data have no values.
@@ -85,7 +101,7 @@ class SolverFree(DifferentiableELBO):
     >>> sde = ssm.dynamics.NeuralSDE(ssm.dynamics.MLPDrift(2), ssm.dynamics.ConstantDiffusion(0.5, 2))
     >>> model = ssm.StateSpaceModel(ssm.dynamics.NormalInitial(2), sde, ssm.emissions.LinearNormal(2, 1))
     >>> data = ssm.TimeSeries(torch.arange(4.0), torch.ones(3, 4, 1))
-    >>> terms = ssm.infer.elbo.SolverFree(num_times=8).terms(model, ssm.guides.ARCTA(model), data)
+    >>> terms = ssm.infer.SolverFree(num_times=8).terms(model, ssm.guides.ARCTA(model), data)
     >>> terms.path.shape, bool((terms.path > 0).all())
     (torch.Size([3]), True)
     """
@@ -153,10 +169,11 @@ class SolverFree(DifferentiableELBO):
             inputs = inputs.index_select(-2, data.observed_index)
         scale, count = 1.0, self.num_observations
         if count is not None and count < times.shape[-1]:
-            some = torch.randperm(times.shape[-1], device=times.device)[:count].sort().values
             scale = times.shape[-1] / count
-            times, values, mask = times[..., some], values[..., some, :], mask[..., some, :]
-            inputs = None if inputs is None else inputs[..., some, :]
+            each = torch.rand(values.shape[:-1], device=times.device).argsort(-1)[..., :count].sort(-1).values
+            times = times.expand(values.shape[:-1]).gather(-1, each)
+            values, mask = (torch.take_along_dim(part, each.unsqueeze(-1), -2) for part in (values, mask))
+            inputs = None if inputs is None else torch.take_along_dim(inputs, each.unsqueeze(-1), -2)
         noise, weights = self._noise(guide, context, times, data)
         states = guide.at(context, times).motion(noise).state
         terms = masked(bound.emission(states, times, inputs), mask).log_prob(values).sum(-1)
@@ -175,11 +192,18 @@ class SolverFree(DifferentiableELBO):
 
     def _path(self, guide: AbstractBridge, context: BridgeContext, data: TimeSeries) -> Tensor:
         """:math:`\\tfrac12 \\int E |u|^2 dt`."""
+        drawn = self.draw(guide, context, data)
+        control = guide.control(context, drawn.marginal, drawn.noise, drawn.times, drawn.inputs)
+        rate = 0.5 * control.value.square().sum(-1)
+        return _mean((rate * drawn.weight.to(rate)).sum(-1), drawn.weights)
+
+    def draw(self, guide: AbstractBridge, context: BridgeContext, data: TimeSeries) -> DrawnTimes:
+        """Times, the posterior's marginals there, and noise for it, of which the weighted sum is an integral over time
+        of an expectation.
+        """
         times, weight = self._drawn_times(context, data)
         noise, weights = self._noise(guide, context, times, data)
-        control = guide.control(context, guide.at(context, times), noise, times, _held(data, times))
-        rate = 0.5 * control.value.square().sum(-1)
-        return _mean((rate * weight.to(rate)).sum(-1), weights)
+        return DrawnTimes(times, weight, _held(data, times), guide.at(context, times), noise, weights)
 
     def _drawn_times(self, context: BridgeContext, data: TimeSeries) -> tuple[Tensor, Tensor]:
         """Times ``(*batch, n)`` and their weights in the integral."""
