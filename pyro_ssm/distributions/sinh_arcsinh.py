@@ -59,11 +59,14 @@ class SinhArcsinh(Transform):
         """:math:`F'(\\varepsilon) > 0`."""
         return self.log_abs_det_jacobian(noise, None).exp()
 
+    def curve(self, noise: Tensor) -> Tensor:
+        """:math:`F''(\\varepsilon) / F'(\\varepsilon)`."""
+        root = (1 + noise.square()).sqrt()
+        return self.log_tail.exp() * self.angle(noise).tanh() / root - noise / root.square()
+
     def score(self, noise: Tensor) -> Tensor:
         """:math:`\\partial_z \\log q(z)` at :math:`z = F(\\varepsilon)`."""
-        root = (1 + noise.square()).sqrt()
-        curve = self.log_tail.exp() * self.angle(noise).tanh() / root - noise / root.square()  # (log F')'
-        return -(noise + curve) / self.slope(noise)
+        return -(noise + self.curve(noise)) / self.slope(noise)
 
     def _call(self, x: Tensor) -> Tensor:
         return self.loc + self.log_scale.exp() * self.angle(x).sinh()

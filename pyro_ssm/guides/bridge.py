@@ -194,10 +194,7 @@ class AbstractBridge(Guide):
             rho, root = _kept(thermal_decay(self.at, context, last))
             loc = now.loc + rho * (now.scale / before.scale) * (state - before.loc)
             return diagonal_normal(loc, now.scale * root)
-        mean, root = noise_moves(self.at, context, last, before, state)
-        if isinstance(now, SinhArcsinhMarginal):
-            return now.of_noise(diagonal_normal(mean, root))
-        return diagonal_normal(now.loc + now.scale * mean, now.scale * root)  # type: ignore[attr-defined]
+        return now.near(*noise_moves(self.at, context, last, before, state))  # type: ignore[attr-defined]
 
     def draw(self, context: Any) -> Draw | None:
         if not self.is_exact:

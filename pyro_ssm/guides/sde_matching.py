@@ -42,7 +42,9 @@ class SDEMatching(AbstractBridge):
         e^{-\\kappa\\Delta}),\\; 1 - e^{-2\\kappa\\Delta}\\big), \\qquad \\kappa = \\tfrac12 (g / F')^2,
 
     which is exact for Gaussian marginals with a diffusion that does not depend on the state, and an exponential Euler
-    step otherwise (converges with the grid, stable on any). It has a density, so its weights are right on every grid.
+    step otherwise, stable on any grid: its marginals are then those of the loss as the grid becomes fine. (For
+    ``"sinh_arcsinh"`` a step is normal in z, by the linear part of F at the mean and Itô's correction, as the model's
+    Euler step is.) The chain has a density, so its weights are right on every grid.
 
     Args:
         model: the state-space model; unbound.
