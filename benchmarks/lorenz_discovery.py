@@ -80,22 +80,22 @@ def main() -> None:
     model, guide, library, posterior = build(data, args.degree, args.prior)
     begin = time.perf_counter()
 
-    def regress(step: int, loss: float) -> None:
+    def regress(step: int, bound: float) -> None:
         if step % EVERY == 0 and step >= 5 * EVERY:
             found = ssm.infer.term_regression(model, guide, data, num_times=2000, num_particles=4)
             with torch.no_grad():
                 posterior.locs.transition.drift.coefficients.copy_(found.coefficients)
-                posterior.scales.transition.drift.coefficients = found.scale.clamp(1e-6)
+                posterior.scales.transition.drift.coefficients = found.mean_field_scale
         if step % 500 == 0:
-            print(step, round(loss, 3), f"{time.perf_counter() - begin:.0f} s", flush=True)
+            print(step, round(bound, 3), f"{time.perf_counter() - begin:.0f} s", flush=True)
 
     result = ssm.infer.fit(
         model, guide, data, loss=ssm.infer.SolverFree(args.times), num_steps=args.steps, lr=1e-2,
         schedule=ssm.infer.warmup_cosine(args.steps, 50, final=0.02), callback=regress, progress=False,
     )  # fmt: skip
-    regress(10 * EVERY + 0, 0.0)
-    mean = posterior.locs.transition.drift.coefficients.detach()
-    spread = library.in_units(posterior.scales.transition.drift.coefficients.detach())
+    with ssm.infer.local_parameters():
+        last = ssm.infer.term_regression(model, guide, data, num_times=4000, num_particles=10)
+    mean, spread = last.coefficients, library.in_units(last.scale)
     found = {}
     for i, j in (mean.abs() > 0.05).nonzero().tolist():
         key = (f"dz{i + 1}", library.names[j])

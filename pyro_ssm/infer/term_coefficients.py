@@ -37,6 +37,18 @@ class TermRegression(NamedTuple):
         """Posterior standard deviations ``(state, terms)``."""
         return self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
 
+    @property
+    def mean_field_scale(self) -> Tensor:
+        """Standard deviations of the best posterior that takes the coefficients as independent, ``(state, terms)``.
+
+        .. math:: (\\Sigma^{-1})_{pp}^{-1/2}
+
+        Terms are correlated, so these are narrower; an ``AutoNormal`` whose scales are set to the wider ones draws
+        coefficients that fit nothing.
+        """
+        precision = torch.linalg.inv(self.covariance.double()).to(self.covariance)
+        return precision.diagonal(dim1=-2, dim2=-1).rsqrt()
+
 
 @torch.no_grad()
 def term_regression(

@@ -282,3 +282,27 @@ class TestSinhArcsinh(TestSDEMatching):
 class TestStateDependent(TestSDEMatching):
     def make_model(self):
         return model_of(ElementwiseDiffusion(2, 4)).float()
+
+
+class TestSVISE(_Contract):
+    """Built for the very data: amortised properties (other data, a series alone) are not its own."""
+
+    covariance = "diagonal"
+    test_a_ragged_batch_is_a_loop_over_series = None
+    test_a_batch_is_drawn_as_its_series_are = None
+
+    def make_data(self):
+        with torch.random.fork_rng():
+            torch.manual_seed(11)
+            return super().make_data()
+
+    def make_guide(self, model, **options):
+        return SVISE(model, self.make_data(), scale=0.5, covariance=self.covariance, **options)
+
+    def test_looks_ahead_is_true(self):
+        """What it learnt is of the whole series, whatever it is called with."""
+        assert self.make_guide(self.make_model()).looks_ahead
+
+
+class TestFullSVISE(TestSVISE):
+    covariance = "full"
