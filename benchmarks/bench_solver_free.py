@@ -38,10 +38,11 @@ class Counted(PyroModule):
 
     def __init__(self, drift: PyroModule) -> None:
         super().__init__()
-        self.drift, self.state_dim, self.states = drift, drift.state_dim, 0
+        self.drift, self.state_dim = drift, drift.state_dim
+        self.count = [0]  # one list, which a bound copy shares
 
     def forward(self, time: torch.Tensor, state: torch.Tensor, inputs: torch.Tensor | None) -> torch.Tensor:
-        self.states += state.shape[:-1].numel()
+        self.count[0] += state.shape[:-1].numel()
         return self.drift(time, state, inputs)
 
 
@@ -80,10 +81,10 @@ def at_equal_bound(steps: int) -> list[dict]:
         model, solves = linear(), name.startswith("Posterior")
         guide, drift = make(model), model.transition.drift
         data, loss = (train.refine(REFINE), None) if solves else (train, SolverFree(TIMES))
-        drift.states = 0
+        drift.count[0] = 0
         schedule, lr = ssm.infer.warmup_cosine(steps, 20), 3e-2 if name.startswith("SVISE") else 3e-3
         fitted = ssm.infer.fit(model, guide, data, loss=loss, num_steps=steps, lr=lr, schedule=schedule, progress=False)
-        per_step = round(drift.states / (steps * SERIES))
+        per_step = round(drift.count[0] / (steps * SERIES))
         scored, judge = (train, exact) if name.startswith("SVISE") else (held, exact)
         if scored is train:
             judge = float(ssm.infer.kalman_filter(linear(exact=True).bind(), train).log_likelihood.sum() / SERIES)
@@ -171,7 +172,7 @@ def table(rows: list[dict], sizes: dict, facts: dict, steps: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--dims", type=int, nargs="+", default=[4, 16, 64, 256, 512, 1024])
     args = parser.parse_args()
     sizes, rows = by_dimension(args.dims), at_equal_bound(args.steps)

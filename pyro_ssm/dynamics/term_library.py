@@ -10,6 +10,7 @@ import torch
 from pyro import distributions as dist
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_ssm.blocks._checks import check_choice, check_positive, check_size
 from pyro_ssm.blocks._conditioning import check_state
@@ -166,7 +167,7 @@ def with_sparse_prior(library: TermLibrary, kind: str = "horseshoe", scale: floa
     elif kind == "spike":
         both = scale * torch.tensor([1.0, 0.01], dtype=like.dtype, device=like.device).expand(like.shape + (2,))
         parts = dist.Normal(torch.zeros_like(both), both)
-        mixed = dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros_like(both)), parts)
+        mixed = _SpikeAndSlab(dist.Categorical(logits=torch.zeros_like(both)), parts)
         prior = mixed.to_event(2)
     else:
         library.overall_scale = PyroSample(dist.HalfCauchy(scale * torch.ones_like(like[:, :1])).to_event(2))
@@ -174,6 +175,12 @@ def with_sparse_prior(library: TermLibrary, kind: str = "horseshoe", scale: floa
         prior = _horseshoe
     setattr(library, "coefficients", PyroSample(prior))  # noqa: B010  (the attribute is typed as a Parameter)
     return library
+
+
+class _SpikeAndSlab(dist.MixtureSameFamily):
+    """A mixture of normals, which automatic guides can walk over: torch's support of a mixture has no transform."""
+
+    support = constraints.real
 
 
 def _horseshoe(library: Any) -> Any:

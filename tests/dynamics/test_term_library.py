@@ -180,6 +180,17 @@ def test_few_terms_are_found_among_many():
     assert (library.coefficients.abs() > 0.02).sum() == 4
 
 
+@pytest.mark.parametrize("kind", ["laplace", "spike", "horseshoe"])
+def test_sparse_priors_train_with_the_default_posterior(kind):
+    model, library, data, _ = oscillator()
+    with_sparse_prior(library, kind, 0.5)
+    guide = SVISE(model, data)
+    infer.fit(model, guide, data, loss=SolverFree(16), num_steps=3, lr=1e-2, progress=False)
+    fitted = dict(guide.parameter_guide.named_parameters())
+    assert len(fitted) == 2 * len(random_parameters(library))
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in fitted.values())
+
+
 def test_what_cannot_be_regressed_is_refused():
     data = TimeSeries(torch.arange(3.0), torch.zeros(3, 1))
     for drift, words in (

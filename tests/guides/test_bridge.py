@@ -99,9 +99,19 @@ def test_curves_are_continuous_and_bend_at_knots(name):
     assert (left.velocity - right.velocity).abs().max() > 0.05
 
 
+def swelling(time, state, inputs):
+    """A diffusion of time alone."""
+    return (0.5 + 0.3 * time).expand(time.shape[:-1] + (2,))
+
+
+swelling.state_free = True
+
+
+@pytest.mark.parametrize("diffusion", [None, swelling], ids=["constant", "of time"])
 @pytest.mark.parametrize("name", ["svise", "svise full", "arcta", "sde matching"])
-def test_the_chain_has_the_marginals_on_any_grid(name):
-    model, guide, data = made(name)
+def test_the_chain_has_the_marginals_on_any_grid(name, diffusion):
+    model, guide, data = made(name, diffusion=diffusion)
+    assert guide.is_exact
     for n in (1, 3):
         fine = data.refine(n)
         context = encoded(guide, model, fine)

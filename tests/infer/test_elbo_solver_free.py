@@ -1,5 +1,6 @@
 """The bound without a solver: the exact likelihood of linear equations is the judge."""
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -374,6 +375,22 @@ def test_one_model_object_is_trained_by_a_solver_and_without():
         )  # fmt: skip
         assert len(result.validation) >= 1 and guide(data.refine(2)).shape == (3, 7, 2)
     assert all((p != b).any() for p, b in zip(sde.parameters(), before, strict=True))
+
+
+@guides
+def test_pyro_s_own_svi_trains_model_and_guide(name):
+    data, model = series(), linear()
+    guide = GUIDES[name](model, data).double()
+    before = [p.detach().clone() for p in (*guide.parameters(), *model.parameters())]
+    with pyro.settings.context(module_local_params=False):
+        pyro.clear_param_store()
+        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss=SolverFree(8))
+        losses = [svi.step(data) for _ in range(2)]
+        pyro.clear_param_store()
+    moved = [bool((p != b).any()) for p, b in zip((*guide.parameters(), *model.parameters()), before, strict=True)]
+    without = [n for n, m in zip(dict(guide.named_parameters()), moved, strict=False) if not m]
+    assert all(moved) or without == ["encoder.distance.weight"], without
+    assert losses[0] != losses[1]
 
 
 def test_particle_filters_take_the_guide_as_proposal():
