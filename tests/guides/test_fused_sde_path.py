@@ -33,7 +33,7 @@ def test_one_operator_is_the_loop(diffusion, grid, monkeypatch):
         times = times * torch.tensor([[1.0], [0.5], [2.0]], dtype=D)
     lengths = [5, 2, 4] if grid == "ragged" else None
     data = TimeSeries(times, torch.randn(3, 5, 1, dtype=D), lengths=lengths).refine(3)
-    bound = TraceMeanField_ELBO(num_particles=2, vectorize_particles=True)(model, guide)
+    bound = TraceMeanField_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1)(model, guide)
     found = []
     assert guide._fused(model.bind().transition) is not None
     for _ in range(2):
