@@ -11,6 +11,12 @@ from pyro_ssm.ops.dense_lti import dense_lti, dense_lti_reference
 from pyro_ssm.ops.diag_lti import diag_lti, diag_lti_reference
 from pyro_ssm.ops.discretise import discretise
 from pyro_ssm.ops.dplr import cauchy, dplr_kernel, dplr_scan, dplr_scan_reference
+from pyro_ssm.ops.euler_network_path import (
+    CoordinateScale,
+    EulerPathDraw,
+    euler_network_path,
+    euler_network_path_reference,
+)
 from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
 from pyro_ssm.ops.hippo import NormalPlusLowRank, hippo, hippo_low_rank
 from pyro_ssm.ops.info import OpsInfo, info
@@ -42,6 +48,7 @@ from pyro_ssm.ops.runge_kutta import Tolerance
 from pyro_ssm.ops.scan2x2 import scan2x2, scan2x2_reference
 from pyro_ssm.ops.sde import SDEStep, sde_path, sde_step
 from pyro_ssm.ops.selective_scan import selective_scan, selective_scan_reference
+from pyro_ssm.ops.softplus import softplus
 from pyro_ssm.ops.solver_error import SolverError
 from pyro_ssm.ops.ssd import ssd, ssd_reference
 from pyro_ssm.ops.ssm_kernel import fft_conv, ssm_kernel, ssm_kernel_reference
@@ -51,6 +58,8 @@ from pyro_ssm.ops.torchsde_path import torchsde_path
 
 __all__ = [
     "BrownianPath",
+    "CoordinateScale",
+    "EulerPathDraw",
     "LinearStep",
     "NormalPlusLowRank",
     "OpsInfo",
@@ -84,6 +93,8 @@ __all__ = [
     "dplr_scan_reference",
     "elman_scan",
     "elman_scan_reference",
+    "euler_network_path",
+    "euler_network_path_reference",
     "fft_conv",
     "fill_forward",
     "fill_linear",
@@ -122,6 +133,7 @@ __all__ = [
     "sde_step",
     "selective_scan",
     "selective_scan_reference",
+    "softplus",
     "ssd",
     "ssd_reference",
     "ssm_kernel",
