@@ -174,7 +174,7 @@ def test_root_of_a_weighted_cloud():
     units = torch.tensor([1e-3, 1.0, 1e4], dtype=D)  # a walk knows no units
     assert torch.allclose(walk_root(units * x, weights), units.unsqueeze(-1) * root, rtol=1e-3)
     few = walk_root(units * x[:2])  # two members lie on a line
-    assert bool((few.diagonal() > 1e-2 * units).all())
+    assert bool((few.diagonal() > 1e-3 * units).all())
 
 
 @pytest.mark.slow
@@ -188,9 +188,9 @@ def test_simulation_based_calibration(kind):
         "ibis": lambda data: ibis(model, data, 120, num_moves=4, progress=False),
         "smc squared": lambda data: smc_squared(model, data, 90, 15, progress=False),
         # the last draws of as many chains as draws are wanted: independent, whatever the autocorrelation
-        "pmmh": lambda data: pmmh(model, data, 1, 15, num_chains=draws, num_warmup=120, progress=False),
+        "pmmh": lambda data: pmmh(model, data, 1, 15, num_chains=draws, num_warmup=80, progress=False),
         "particle gibbs": lambda data: particle_gibbs(
-            model, data, 1, 8, num_chains=draws, num_warmup=60, num_moves=2, progress=False
+            model, data, 1, 8, num_chains=draws, num_warmup=40, progress=False
         ),
     }[kind]
     grid = make_data(6)
