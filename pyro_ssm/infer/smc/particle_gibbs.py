@@ -121,6 +121,8 @@ def particle_gibbs(
                 f"particle_gibbs needs the density of the path and the record given the parameters, and "
                 f"{type(part).__name__} is SampleOnly. Use particle marginal Metropolis-Hastings"
             )
+    if not callable(filter):
+        raise TypeError(f"`filter` must be a function of a bound model and data, got {type(filter).__name__}")
     num_warmup = num_samples // 2 if num_warmup is None else num_warmup
     move = _move(update)
     parameters = RandomParameters(model)
