@@ -90,17 +90,18 @@ def log_prior(model: StateSpaceModel, parameters: dict[str, Tensor], number: int
     >>> log_prior(model, {}, 2)
     tensor([0., 0.], dtype=torch.float64)
     """
-    rows = [
-        _log_prior(model, {name: value[s] for name, value in parameters.items()}) for s in range(min(number, _PROBES))
-    ]
+
+    def one_by_one(first: int, last: int) -> list[Tensor]:
+        return [_log_prior(model, {name: value[s] for name, value in parameters.items()}) for s in range(first, last)]
+
+    probes = one_by_one(0, min(number, _PROBES))
     try:
         together = _log_prior(model, parameters, number)
     except RuntimeError:  # a prior that depends on a parameter need not broadcast over draws of it
         together = torch.full((number,), math.nan, dtype=torch.float64)
-    if torch.allclose(together[: len(rows)], torch.stack(rows)):  # and where it does, may do so along another dim
+    if torch.allclose(together[: len(probes)], torch.stack(probes)):  # and where it does, may do so along another dim
         return together
-    rest = ({name: value[s] for name, value in parameters.items()} for s in range(len(rows), number))
-    return torch.stack([*rows, *(_log_prior(model, row) for row in rest)])
+    return torch.stack(probes + one_by_one(len(probes), number))
 
 
 def _log_prior(model: StateSpaceModel, parameters: dict[str, Tensor], number: int | None = None) -> Tensor:

@@ -176,8 +176,8 @@ def backward_filter(
     """
     if fk.log_step is None or fk.extend is None:
         raise ValueError(
-            "methods with two filters need the density of a step (`log_step`) and `extend`, and this process lacks them. "
-            "Use method 'backward', 'marginal' or 'genealogy'"
+            "methods with two filters need the density of a step (`log_step`) and `extend`, and this process lacks "
+            "them. Use method 'backward', 'marginal' or 'genealogy'"
         )
     flat = ancestry.states.flatten(0, -2)
     if bool((flat == flat.round()).all(0).any()):
