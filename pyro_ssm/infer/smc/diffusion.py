@@ -75,6 +75,7 @@ class DiffusionResampling(Resampling):
         if num_steps < 2:
             raise ValueError(f"`num_steps` must be at least 2, got {num_steps}")
         self.bandwidth, self.num_steps = bandwidth, num_steps
+        self._nets: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def rows(self, num_particles: int) -> int:
         return max(num_particles, _FEWEST_ROWS)
@@ -82,7 +83,7 @@ class DiffusionResampling(Resampling):
     def __call__(self, weighted: Weighted, uniforms: Tensor) -> Resampled:
         batch, num = weighted.weights.shape[1:], len(weighted.weights)
         u = _standardised(weighted.states().movedim(0, -2), weighted.weights.movedim(0, -1))
-        start = _normals(num, u.shape[-1], uniforms).to(u)
+        start = self._normals(num, u.shape[-1], uniforms).to(u)
         mixing = self._flow(u, weighted.log_weights.movedim(0, -1), start)
         particles = tree_mix(weighted.particles, mixing, batch, type(self).__name__)
         log_weights = torch.full_like(weighted.log_weights, -math.log(num))
@@ -90,6 +91,21 @@ class DiffusionResampling(Resampling):
             particles = tree_where(weighted.need, particles, weighted.particles, len(batch))
             log_weights = torch.where(weighted.need, log_weights, weighted.log_weights)
         return Resampled(particles, log_weights, None)
+
+    def _normals(self, num: int, dim: int, uniforms: Tensor) -> Tensor:
+        """``(*batch, N, d)``: a Sobol' sequence, shifted by d uniforms of each series, as standard normals."""
+        if dim > len(uniforms):
+            raise ValueError(
+                f"DiffusionResampling needs at least as many particles as state dimensions, got {num} for {dim}. Use "
+                'more particles, or resample by ancestors (resampling="systematic")'
+            )
+        key = num, dim, uniforms.device
+        if key not in self._nets:  # once a run, and not a copy to the device at every step
+            net = torch.quasirandom.SobolEngine(dim).draw(num, dtype=torch.float64)
+            self._nets[key] = net.to(uniforms.device)
+        shift = uniforms[:dim].movedim(0, -1).unsqueeze(-2)
+        tiny = torch.finfo(torch.float32).eps
+        return torch.special.ndtri((self._nets[key] + shift).frac().clamp(tiny, 1 - tiny))
 
     def _flow(self, u: Tensor, log_weights: Tensor, start: Tensor) -> Tensor:
         """From standard normals to responsibilities ``(*batch, N, N)`` of the old particles, rows summing to 1."""
@@ -118,18 +134,5 @@ def _standardised(x: Tensor, weights: Tensor) -> Tensor:
     scaled = centred / deviation
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     correlation = scaled.mT @ (weights.unsqueeze(-1) * scaled)
-    root = torch.linalg.cholesky(correlation + (_RIDGE + 100 * torch.finfo(x.dtype).eps) * eye)
+    root, _ = torch.linalg.cholesky_ex(correlation + (_RIDGE + 100 * torch.finfo(x.dtype).eps) * eye)
     return torch.linalg.solve_triangular(root, scaled.mT, upper=False).mT
-
-
-def _normals(num: int, dim: int, uniforms: Tensor) -> Tensor:
-    """``(*batch, N, d)``: a Sobol' sequence, shifted by the first d uniforms of each series, as standard normals."""
-    if dim > len(uniforms):
-        raise ValueError(
-            f"DiffusionResampling needs at least as many particles as state dimensions, got {num} for {dim}. Use more "
-            'particles, or resample by ancestors (resampling="systematic")'
-        )
-    net = torch.quasirandom.SobolEngine(dim).draw(num, dtype=torch.float64).to(uniforms.device)
-    shift = uniforms[:dim].movedim(0, -1).unsqueeze(-2)
-    tiny = torch.finfo(torch.float32).eps
-    return torch.special.ndtri((net + shift).frac().clamp(tiny, 1 - tiny))
