@@ -322,8 +322,8 @@ def no_pivot(spread: Tensor, noise: Tensor) -> Tensor:
     return (tria(rows).diagonal(dim1=-2, dim2=-1) <= torch.finfo(rows.dtype).eps ** 0.75 * size).any(-1)
 
 
-def over_time(law: Affine, dtype: torch.dtype) -> Affine:
-    """The same law in one dtype, each part with a time axis (of 1 where it had none).
+def over_time(law: Affine, dtype: torch.dtype | None = None) -> Affine:
+    """The same law in one dtype (None: as they are), each part with a time axis (of 1 where it had none).
 
     >>> import torch
     >>> from pyro_ssm.components import Affine
@@ -333,5 +333,5 @@ def over_time(law: Affine, dtype: torch.dtype) -> Affine:
     """
     parts = []
     for part, event in zip(law, (2, 1, 2), strict=True):
-        parts.append((part if part.dim() > event else part.unsqueeze(0)).to(dtype))
+        parts.append((part if part.dim() > event else part.unsqueeze(0)).to(dtype or part.dtype))
     return Affine(*parts)
