@@ -6,7 +6,8 @@ i of group g, where a group shares one covariance recursion; a size of 1 stands 
 
 from __future__ import annotations
 
-import ctypes
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.kalman_torch import singular
 from pyro_ssm.ops.kalman_torch_kernel import MEANS, ROOTS, TAPE
 
-__all__ = ["MEANS", "ROOTS", "TAPE", "kalman_backward", "kalman_forward", "tape_size"]
+__all__ = ["MEANS", "ROOTS", "TAPE", "call", "kalman_backward", "kalman_forward", "tape_size"]
 
 FIELDS = 62  # eight-byte fields of KalmanArgs
 
@@ -103,8 +104,19 @@ def _problem(
     return fields, [y, mask, move, lengths, at, m, L, F, b, Q, H, d, R]
 
 
-def _call(function: Any, fields: list[int], failed: Any) -> None:
-    status = function((ctypes.c_int64 * FIELDS)(*fields))
+def call(function: Any, fields: Sequence[int], failed: Sequence[int]) -> None:
+    """Call the library with the first fields of KalmanArgs; the others are 0.
+
+    Raises:
+        MemoryError: the library found no memory.
+        torch.linalg.LinAlgError: the innovation covariance of a step is singular; ``failed`` says of which.
+
+    >>> from pyro_ssm.ops.kalman_kernel import call
+    >>> call(lambda address: 0, [1, 2, 3], (0, 0))
+    """
+    whole = array("q", fields)
+    whole.frombytes(bytes(8 * (FIELDS - len(whole))))
+    status = function(whole.buffer_info()[0])
     if status == 2:
         raise MemoryError("kalman_filter: not enough memory for the covariances of all times")
     if status:
@@ -160,9 +172,9 @@ def kalman_forward(
         kalman_torch_kernel.forward(*arguments, keep, out)
         return out
     fields, alive = _problem(*arguments)
-    failed = (ctypes.c_int64 * 2)()
-    fields += [*(_address(x) if x.numel() else 0 for x in out), ctypes.addressof(failed), parallel_for]
-    _call(functions.pyro_ssm_kalman_forward, fields, failed)
+    failed = array("q", (0, 0))
+    fields += [*(_address(x) if x.numel() else 0 for x in out), failed.buffer_info()[0], parallel_for]
+    call(functions.pyro_ssm_kalman_forward, fields, failed)
     del alive
     return out
 
@@ -240,7 +252,7 @@ def kalman_backward(
     fields += [0, 0, 0, 0, 0, tape.data_ptr(), 0, parallel_for, *(_address(g) for g in outer)]
     fields += [_address(x) for x in (grad_y, grad_m, grad_L, grad_F, grad_b, grad_b_sum, grad_Q, grad_H, grad_d_sum)]
     fields += [_address(grad_R)]
-    _call(functions.pyro_ssm_kalman_backward, fields, (0, 0))
+    call(functions.pyro_ssm_kalman_backward, fields, (0, 0))
     del alive
     found_b = grad_b_sum.reshape(b.shape) if grad_b_sum is not None else _reduce(grad_b, b)
     if grad_d_sum is not None:

@@ -67,6 +67,7 @@ struct System {
     double *H;       // the rows seen (p x ld)
     double *RR;      // R R' of the rows seen (p x p)
     i64 *rows;       // which rows are seen
+    i64 *found;      // scratch: those of the next time
     i64 q = -1;      // how many
     bool whole = false, moving = false;
     double *H_all, *RR_all;
@@ -81,7 +82,7 @@ struct System {
         H = arena.doubles(c.p * ld); H_all = arena.doubles(c.p * ld);
         RR = arena.doubles(c.p * c.p); RR_all = arena.doubles(c.p * c.p);
         noise = arena.doubles(c.p); factor = arena.doubles(c.p * c.p);
-        rows = arena.take<i64>(c.p);
+        rows = arena.take<i64>(c.p); found = arena.take<i64>(c.p);
     }
     const double* dense_F(i64 t) const { return c.a.F + g * c.a.F_g + (t - 1) * c.a.F_t; }
     // F and, for covariances, Q of the move into time t.
@@ -99,9 +100,11 @@ struct System {
         const KalmanArgs& a = c.a;
         const i64 s = c.seen_at[(size_t)t], p = c.p;
         if (whole && !a.mask && !a.H_t && !a.R_t) return s < 0 ? 0 : q;
-        const i64 now = c.rows_seen(g, t, rows);
+        const i64 now = c.rows_seen(g, t, found);
         if (now == 0) return 0;
         const bool fresh = !whole;
+        if (!fresh && !a.H_t && !a.R_t && now == q && !std::memcmp(found, rows, sizeof(i64) * (size_t)q)) return q;
+        std::memcpy(rows, found, sizeof(i64) * (size_t)now);
         if (fresh || a.H_t) pad(H_all, a.H + g * a.H_g + s * a.H_t, p, c.n, ld);
         if (covariances && (fresh || a.R_t)) gram(RR_all, a.R + g * a.R_g + s * a.R_t, p, p, p);
         whole = true;
