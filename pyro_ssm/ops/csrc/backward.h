@@ -61,17 +61,18 @@ static void outer(double* out, const double* x, const double* y, i64 rows, i64 n
     if (LANES == 1) { product<true>(out, x, 1, rows, y, rows, steps, ld); return; }
     typedef typename Width<(LANES == 1 ? 8 : LANES)>::vec vec;
     constexpr int W = Width<(LANES == 1 ? 8 : LANES)>::value, NV = LANES == 1 ? 1 : LANES / W;
-    for (i64 i = 0; i < rows; i += 2)
+    constexpr int MR = NV == 1 ? 4 : 2;  // the sums stay in registers
+    for (i64 i = 0; i < rows; i += MR)
         for (i64 j = 0; j < n; j += 4) {
-            const i64 ni = rows - i < 2 ? 1 : 2, nj = n - j < 4 ? n - j : 4;
-            vec acc[2][4];
-            UNROLL for (int a = 0; a < 2; ++a) UNROLL for (int b = 0; b < 4; ++b) acc[a][b] = vec{};
+            const i64 ni = rows - i < MR ? rows - i : MR, nj = n - j < 4 ? n - j : 4;
+            vec acc[MR][4];
+            UNROLL for (int a = 0; a < MR; ++a) UNROLL for (int b = 0; b < 4; ++b) acc[a][b] = vec{};
             for (i64 s = 0; s < steps; ++s)
                 UNROLL for (int v = 0; v < NV; ++v) {
-                    vec xs[2], ys[4];
-                    UNROLL for (int a = 0; a < 2; ++a) xs[a] = *(const vec*)(x + (s * rows + i + (a < ni ? a : 0)) * LANES + v * W);
+                    vec xs[MR], ys[4];
+                    UNROLL for (int a = 0; a < MR; ++a) xs[a] = *(const vec*)(x + (s * rows + i + (a < ni ? a : 0)) * LANES + v * W);
                     UNROLL for (int b = 0; b < 4; ++b) ys[b] = *(const vec*)(y + (s * n + j + (b < nj ? b : 0)) * LANES + v * W);
-                    UNROLL for (int a = 0; a < 2; ++a) UNROLL for (int b = 0; b < 4; ++b) acc[a][b] += xs[a] * ys[b];
+                    UNROLL for (int a = 0; a < MR; ++a) UNROLL for (int b = 0; b < 4; ++b) acc[a][b] += xs[a] * ys[b];
                 }
             for (int a = 0; a < ni; ++a)
                 for (int b = 0; b < nj; ++b) {
@@ -95,6 +96,7 @@ struct MeanGradient {
     // blocks of steps: lambda- (x) beside the filtered mean before it (y), w beside the predicted mean (mp), e beside
     // g e and lambda (lam)
     double *lambda, *x, *y, *w, *mp, *es, *lam, *ges, *w_q, *mean, *weights;
+    double *b, *d, *weight;  // sums of a lane: of lambda-, of -w, of g
     i64 moved = 0, seen = 0, summed = 0, summed_slot = 0;
 
     MeanGradient(const Context& context, const Layout& l, i64 group, i64 tile_index, Arena& arena, const Sums& into)
@@ -105,6 +107,7 @@ struct MeanGradient {
         w = arena.doubles(STEPS * p * LANES); mp = arena.doubles(STEPS * pad_n);
         es = arena.doubles(STEPS * p * LANES); ges = arena.doubles(STEPS * p * LANES); lam = arena.doubles(STEPS * pad_n);
         w_q = arena.doubles(p * LANES); weights = arena.doubles(LANES);
+        b = arena.doubles(n * LANES); d = arena.doubles(p * LANES); weight = arena.doubles(LANES);
         for (int i = 0; i < LANES; ++i) {
             const i64 real = tile * LANES + i;
             active[i] = c.length(g, real);
@@ -133,13 +136,13 @@ struct MeanGradient {
         if (summed) {
             outer<LANES>(sums.C + slot * p * ld, es, lam, p, n, ld, summed);
             double* U = sums.U + slot * p * p;
-            for (i64 k = 0; k < summed; ++k)
-                for (i64 r = 0; r < p; ++r)
-                    for (i64 q = 0; q < p; ++q) {
-                        double sum = 0;
-                        for (int l = 0; l < LANES; ++l) sum += ges[(k * p + r) * LANES + l] * es[(k * p + q) * LANES + l];
-                        U[r * p + q] += sum;
-                    }
+            if (LANES > 1) outer<LANES>(U, ges, es, p, p, p, summed);
+            else
+                for (i64 k = 0; k < summed; ++k)
+                    for (i64 r = 0; r < p; ++r)
+                        for (i64 q = 0; q < p; ++q) U[r * p + q] += ges[k * p + r] * es[k * p + q];
+            for (int l = 0; l < LANES; ++l) sums.weight[slot] += weight[l];
+            for (int l = 0; l < LANES; ++l) weight[l] = 0;
         }
         summed = 0;
     }
@@ -172,6 +175,10 @@ struct MeanGradient {
             if (c.moves(g, t)) pending = move(t);
         }
         flush_moves(0); flush_seen(0); flush_sums(summed_slot);
+        for (int l = 0; l < LANES; ++l) {
+            for (i64 j = 0; j < n; ++j) sums.b[j] += b[j * LANES + l];
+            for (i64 r = 0; r < p; ++r) sums.d[r] += d[r * LANES + l];
+        }
         if (a.grad_m)
             for (int l = 0; l < LANES; ++l)
                 if (index[l] >= 0)
@@ -191,8 +198,8 @@ struct MeanGradient {
         for (int l = 0; l < LANES; ++l) {
             weights[l] = t < active[l] && index[l] >= 0 && a.grad_log_likelihood
                              ? a.grad_log_likelihood[index[l] * c.times + t] : 0;
-            if (t < active[l]) sums.weight[slot] += weights[l];
         }
+        for (int l = 0; l < LANES; ++l) weight[l] += weights[l];
         for (i64 r = 0; r < q; ++r)
             for (int l = 0; l < LANES; ++l) {
                 e_t[r * LANES + l] = e[r * LANES + l];
@@ -221,9 +228,11 @@ struct MeanGradient {
             for (int l = 0; l < LANES; ++l) {
                 const double value = w_q[r * LANES + l];
                 w_t[row * LANES + l] = value;
-                sums.d[row] -= value;
-                if (a.grad_y && index[l] >= 0) a.grad_y[(index[l] * a.seen + s) * p + row] = value;
+                d[row * LANES + l] -= value;
             }
+            if (a.grad_y)
+                for (int l = 0; l < LANES; ++l)
+                    if (index[l] >= 0) a.grad_y[(index[l] * a.seen + s) * p + row] = w_q[r * LANES + l];
         }
         ++summed;
         if (a.grad_H) {
@@ -250,9 +259,7 @@ struct MeanGradient {
             for (int l = 0; l < LANES; ++l)
                 if (t >= active[l])
                     for (i64 j = 0; j < n; ++j) before[j * LANES + l] = 0;
-        if (a.grad_b_sum)
-            for (i64 j = 0; j < n; ++j)
-                for (int l = 0; l < LANES; ++l) sums.b[j] += before[j * LANES + l];
+        for (i64 j = 0; j < n * LANES; ++j) b[j] += before[j];
         if (a.grad_b)
             for (int l = 0; l < LANES; ++l)
                 if (index[l] >= 0)

@@ -49,12 +49,36 @@ INLINE void block(double* C, i64 ldc, const double* A, i64 ai, i64 ak, const dou
         UNROLL for (int j = 0; j < NV; ++j) *(vec*)(C + i * ldc + j * W) = acc[i][j];
 }
 
+// One row of C (+)= A B in four chains of sums: one alone would wait for each of its additions.
+template <int NR, bool ADD>
+INLINE void row(double* C, const double* A, i64 ak, const double* B, i64 ldb, i64 K) {
+    constexpr int W = Width<NR>::value, NV = NR / W, CHAINS = 4;
+    typedef typename Width<NR>::vec vec;
+    vec acc[CHAINS][NV];
+    UNROLL for (int c = 0; c < CHAINS; ++c)
+        UNROLL for (int j = 0; j < NV; ++j) acc[c][j] = ADD && c == 0 ? *(const vec*)(C + j * W) : vec{};
+    i64 k = 0;
+    for (; k + CHAINS <= K; k += CHAINS)
+        UNROLL for (int c = 0; c < CHAINS; ++c) {
+            const double a = A[(k + c) * ak];
+            UNROLL for (int j = 0; j < NV; ++j) acc[c][j] += a * *(const vec*)(B + (k + c) * ldb + j * W);
+        }
+    for (; k < K; ++k) {
+        const double a = A[k * ak];
+        UNROLL for (int j = 0; j < NV; ++j) acc[0][j] += a * *(const vec*)(B + k * ldb + j * W);
+    }
+    UNROLL for (int j = 0; j < NV; ++j) *(vec*)(C + j * W) = (acc[0][j] + acc[1][j]) + (acc[2][j] + acc[3][j]);
+}
+
 template <int NR, bool ADD>
 static void columns(double* C, i64 ldc, const double* A, i64 ai, i64 ak, const double* B, i64 ldb, i64 M, i64 K) {
+    constexpr int NV = NR / Width<NR>::value;
     i64 i = 0;
+    if (NV == 1)
+        for (; i + 8 <= M; i += 8) block<8, NR, ADD>(C + i * ldc, ldc, A + i * ai, ai, ak, B, ldb, K);
     for (; i + 4 <= M; i += 4) block<4, NR, ADD>(C + i * ldc, ldc, A + i * ai, ai, ak, B, ldb, K);
     for (; i + 2 <= M; i += 2) block<2, NR, ADD>(C + i * ldc, ldc, A + i * ai, ai, ak, B, ldb, K);
-    for (; i < M; ++i) block<1, NR, ADD>(C + i * ldc, ldc, A + i * ai, ai, ak, B, ldb, K);
+    for (; i < M; ++i) row<NR, ADD>(C + i * ldc, A + i * ai, ak, B, ldb, K);
 }
 
 // C (+)= A B for C of M x ld, B of K x ld.
