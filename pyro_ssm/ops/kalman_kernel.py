@@ -21,6 +21,7 @@ from pyro_ssm.ops.kalman_torch_kernel import MEANS, ROOTS, TAPE
 __all__ = ["MEANS", "ROOTS", "TAPE", "call", "kalman_backward", "kalman_forward", "tape_size"]
 
 FIELDS = 62  # eight-byte fields of KalmanArgs
+NEAR = 2**20  # doubles that are fetched as fast as they are computed
 
 _PROBLEM = (
     "Tensor y, Tensor? mask, Tensor? move, Tensor? lengths, Tensor? at, Tensor m, Tensor L, Tensor F, Tensor b, "
@@ -157,7 +158,8 @@ def kalman_forward(
 
     Returns:
         log-likelihood ``(groups, series, times)``; filtered and predicted mean ``(groups, series, times, n)``; filtered
-        and predicted square root ``(groups, times, n, n)``; the tape of the backward pass.
+        and predicted square root ``(groups, times, n, n)``; the tape of the backward pass (empty where that
+        does without).
 
     >>> from pyro_ssm.ops.kalman_kernel import kalman_forward
     >>> kalman_forward.__name__
@@ -184,7 +186,10 @@ def _results(y: Tensor, m: Tensor, times: int, keep: int) -> tuple[Tensor, Tenso
     n = m.shape[-1]
     means = (groups, series, times, n) if keep & MEANS else (0,)
     roots = (groups, times, n, n) if keep & ROOTS else (0,)
-    tape = (tape_size(groups, series, times, n, p),) if keep & TAPE else (0,)
+    size = tape_size(groups, series, times, n, p) if keep & TAPE else 0
+    if groups > 1 and size > NEAR and y.device.type == "cpu" and library().functions is not None:
+        size = 0  # the backward pass filters again, a group at a time: that takes less time than fetching a long tape
+    tape = (size,)
     new = y.new_empty
     return new((groups, series, times)), new(means), new(means), new(roots), new(roots), new(tape)
 

@@ -88,3 +88,25 @@ struct Context {
         return t;
     }
 };
+
+// The problem of group g alone.
+static KalmanArgs group_of(KalmanArgs a, i64 g) {
+    const i64 all = g * a.series, moves = a.times > 1 ? a.times - 1 : 0;
+    auto by = [](auto*& pointer, i64 count) { if (pointer) pointer += count; };
+    by(a.y, g * a.y_g); by(a.mask, g * a.mask_g); by(a.move, g * a.move_g); by(a.lengths, all);
+    by(a.m, g * a.m_g); by(a.L, g * a.L_g); by(a.F, g * a.F_g); by(a.b, g * a.b_g); by(a.Q, g * a.Q_g);
+    by(a.H, g * a.H_g); by(a.d, g * a.d_g); by(a.R, g * a.R_g);
+    by(a.log_likelihood, all * a.times);
+    by(a.filtered_mean, all * a.times * a.n); by(a.predicted_mean, all * a.times * a.n);
+    by(a.filtered_root, g * a.times * a.n * a.n); by(a.predicted_root, g * a.times * a.n * a.n);
+    by(a.grad_log_likelihood, all * a.times);
+    by(a.grad_filtered_mean, all * a.times * a.n); by(a.grad_predicted_mean, all * a.times * a.n);
+    by(a.grad_y, all * a.seen * a.p); by(a.grad_m, all * a.n); by(a.grad_b, all * moves * a.n);
+    by(a.grad_L, a.L_g ? g * a.n * a.n : 0);
+    by(a.grad_F, a.F_g ? g * (a.F_t ? moves : 1) * a.n * a.n : 0);
+    by(a.grad_Q, a.Q_g ? g * (a.Q_t ? moves : 1) * a.n * a.n : 0);
+    by(a.grad_H, a.H_g ? g * (a.H_t ? a.seen : 1) * a.p * a.n : 0);
+    by(a.grad_R, a.R_g ? g * (a.R_t ? a.seen : 1) * a.p * a.p : 0);
+    a.groups = 1;
+    return a;
+}

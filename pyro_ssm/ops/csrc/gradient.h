@@ -264,6 +264,17 @@ struct Backward {
     }
 };
 
+// One group without a tape: its filter runs again, into memory that stays near.
+static void anew(KalmanArgs a, double* tape, void* threads) {
+    a.tape = tape;
+    const Context c(a);
+    i64 failed;
+    if (!Forward(c, 0).run(&failed, threads)) return;  // as the first time
+    Backward pass(c, 0, a.grad_L);
+    pass.run(threads);
+    pass.flush(a);
+}
+
 // Groups in fixed chunks; what groups share is summed within a chunk, then over chunks in order.
 static int backward_all(const Context& c) {
     const KalmanArgs& a = c.a;
@@ -275,19 +286,26 @@ static int backward_all(const Context& c) {
         {&KalmanArgs::grad_H, a.H_g == 0, (a.H_t ? a.seen : 1) * p * n}, {&KalmanArgs::grad_R, a.R_g == 0, (a.R_t ? a.seen : 1) * p * p},
         {&KalmanArgs::grad_L, a.L_g == 0, n * n}, {&KalmanArgs::grad_b_sum, true, n}, {&KalmanArgs::grad_d_sum, true, p},
     };
-    Arena arena;
+    Arena shared;
     std::vector<KalmanArgs> own((size_t)chunks, a);
     for (i64 k = 1; k < chunks; ++k)
         for (const Part& part : parts)
-            if (a.*part.field && part.shared) own[(size_t)k].*part.field = arena.doubles(part.count);
+            if (a.*part.field && part.shared) own[(size_t)k].*part.field = shared.doubles(part.count);
     std::vector<char> no_memory((size_t)chunks, 0);
     auto work = [&](i64 begin, i64 end) {
         for (i64 k = begin; k < end; ++k) {
             try {
+                Arena arena;
+                double* tape = a.tape ? nullptr : arena.doubles(Context(group_of(a, 0)).tape_size());
+                void* threads = a.groups == 1 ? a.parallel_for : nullptr;
                 for (i64 g = a.groups * k / chunks; g < a.groups * (k + 1) / chunks; ++g) {
-                    Backward pass(c, g, own[(size_t)k].grad_L);
-                    pass.run(a.groups == 1 ? a.parallel_for : nullptr);
-                    pass.flush(own[(size_t)k]);
+                    if (a.tape) {
+                        Backward pass(c, g, own[(size_t)k].grad_L);
+                        pass.run(threads);
+                        pass.flush(own[(size_t)k]);
+                    } else {
+                        anew(group_of(own[(size_t)k], g), tape, threads);
+                    }
                 }
             } catch (const std::bad_alloc&) { no_memory[(size_t)k] = 1; }
         }

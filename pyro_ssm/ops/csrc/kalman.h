@@ -32,7 +32,8 @@ struct KalmanArgs {
     double* predicted_mean;
     double* filtered_root;                  // (groups, times, n, n)
     double* predicted_root;
-    double* tape;                           // kalman_tape_size(...) doubles, read by the backward pass
+    double* tape;                           // kalman_tape_size(...) doubles, read by the backward pass; there null
+                                            // = filter again, a group at a time
     i64* failed;                            // (2): group and time of a singular innovation covariance
     void* parallel_for;                     // torch_parallel_for, or null for one thread
     // backward: gradients of the results, contiguous; null = zero
