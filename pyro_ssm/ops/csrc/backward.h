@@ -52,8 +52,6 @@ static Sums take_sums(const Context& c, const Layout& l, Arena& arena, bool cova
     return out;
 }
 
-static void add(double* to, const double* from, i64 count) { for (i64 i = 0; i < count; ++i) to[i] += from[i]; }
-
 // OUT (rows x ld) += sum over steps and lanes of x y'; x is (steps, rows, LANES), y (steps, n, LANES) or, for one lane,
 // (steps, ld) and x (steps, rows).
 template <int LANES>

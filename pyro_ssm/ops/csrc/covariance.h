@@ -154,8 +154,8 @@ struct Covariances {
             gram(Pp, root, n, n, width);
         } else {
             system.move(t, true);
-            congruence(system.F, Pp, T1, T2, before + c.at_P, ld);
-            for (i64 i = 0; i < n * width; ++i) Pp[i] += system.QQ[i];
+            congruence(system.F, system.FT, Pp, T1, T2, before + c.at_P, ld);
+            add(Pp, system.QQ, n * width);
         }
         for (i64 i = 0; i < n; ++i)
             if (!(Pp[i * width + i] < HUGE_VAL)) return false;
@@ -254,11 +254,9 @@ struct Covariances {
             for (i64 j = 0; j < width; ++j) row[j] = W[r * p] * B[j];
             for (i64 k = 1; k <= r; ++k) add_row(row, W[r * p + k], B + k * width, ld);
         }
-        for (i64 i = 0; i < n; ++i) {
-            double* row = P + i * width;
-            for (i64 j = 0; j < width; ++j) row[j] = Pp[i * width + j];
-            for (i64 r = 0; r < q; ++r) add_row(row, -E[r * width + i], E + r * width, ld);
-        }
+        for (i64 i = 0; i < q * width; ++i) B[i] = -E[i];
+        std::memcpy(P, Pp, sizeof(double) * (size_t)(n * width));
+        product<true>(P, B, 1, ld, E, n, q, ld);
         for (i64 i = 0; i < n; ++i)
             if (!(P[i * width + i] >= CAREFUL * Pp[i * width + i])) return false;
         record[c.at_constant] = -log_root - 0.5 * 1.8378770664093454836 * (double)q;

@@ -7,7 +7,8 @@ struct CovarianceGradient {
     System system;
     Sums sums;
     Left back;  // F'
-    double *gamma, *EF, *T, *EG, *Z, *Y, *WH, *G, *EC, *FP;
+    double *F;   // padded
+    double *gamma, *EF, *T, *EG, *Z, *Y, *WH, *G, *EC, *FP, *half, *pair;
 
     CovarianceGradient(const Context& context, const Layout& l, i64 group, Arena& arena, const Sums& into)
         : c(context), layout(l), g(group), n(c.n), p(c.p), ld(c.ld), width(c.ld),
@@ -16,6 +17,7 @@ struct CovarianceGradient {
         gamma = arena.doubles(n * ld); EF = arena.doubles(n * ld); T = arena.doubles(n * ld);
         FP = arena.doubles(n * ld);
         EG = arena.doubles(p * ld); WH = arena.doubles(p * ld); Z = arena.doubles(p * ld); Y = arena.doubles(p * ld);
+        half = arena.doubles(2 * p * ld); pair = arena.doubles(2 * p * ld); F = arena.doubles(n * ld);
         G = arena.doubles(p * p); EC = arena.doubles(p * p);
     }
     // gamma: of P -> of P-, given the sums over series; with gradients of H and R where `sum`.
@@ -36,11 +38,11 @@ struct CovarianceGradient {
                     0.25 * (U[r * p + k] + U[k * p + r]) - (r == k ? 0.5 * weight : 0);
         product<false>(Y, G, p, 1, WH, q, q, ld);
         for (i64 i = 0; i < q * width; ++i) Z[i] = C[i] - 2 * EG[i] + Y[i];
-        for (i64 i = 0; i < n; ++i)
-            for (i64 r = 0; r < q; ++r) {
-                add_row(gamma + i * width, 0.5 * Z[r * width + i], WH + r * width, ld);
-                add_row(gamma + i * width, 0.5 * WH[r * width + i], Z + r * width, ld);
-            }
+        // gamma += sym(Z' WH)
+        for (i64 i = 0; i < q * width; ++i) half[i] = 0.5 * Z[i], half[q * width + i] = 0.5 * WH[i];
+        std::memcpy(pair, WH, sizeof(double) * (size_t)(q * width));
+        std::memcpy(pair + q * width, Z, sizeof(double) * (size_t)(q * width));
+        product<true>(gamma, half, 1, ld, pair, n, 2 * q, ld);
         if (!sum) return;
         double* RR = sums.RR + s * layout.RR;
         for (i64 r = 0; r < q; ++r)  // W' G W
@@ -62,22 +64,19 @@ struct CovarianceGradient {
             for (i64 k = r; k < q; ++k) add_row(out + system.rows[r] * width, W[k * p + r], Y + k * width, ld);
     }
     void read_F(i64 t, bool fresh) {
-        if (fresh || c.a.F_t) back.read(system.dense_F(t), 1, n, n);
+        if (!fresh && !c.a.F_t) return;
+        back.read(system.dense_F(t), 1, n, n);
+        pad(F, system.dense_F(t), n, n, ld);
     }
     // gamma: of P- at t -> of P at t - 1; P is the filtered covariance of t - 1.
     void move(i64 t, const double* P, bool sum) {
-        if (sum) {
-            add(sums.E + (t - 1) * layout.E, gamma, n * width);
-            if (c.a.grad_F) {  // 2 E F P, with F P = (P F')'
-                const double* F = system.dense_F(t);
-                product<false>(FP, F, n, 1, P, n, n, ld);
-                double* out = sums.F + (t - 1) * layout.F;
-                for (i64 i = 0; i < n * width; ++i) T[i] = 2 * gamma[i];
-                product<true>(out, T, width, 1, FP, n, n, ld);
-            }
-        }
-        congruence(back, T, EF, FP, gamma, ld);
+        if (sum) add(sums.E + (t - 1) * layout.E, gamma, n * width);
+        congruence(back, F, T, EF, FP, gamma, ld);
         std::memcpy(gamma, T, sizeof(double) * (size_t)(n * width));
+        if (sum && c.a.grad_F) {  // 2 E F P, with E F = (F' E)'
+            for (i64 i = 0; i < n * width; ++i) EF[i] *= 2;
+            product<true>(sums.F + (t - 1) * layout.F, EF, 1, width, P, n, n, ld);
+        }
     }
 };
 
@@ -212,10 +211,10 @@ struct Backward {
         for (i64 j = 0; j < powers.count; ++j) {
             A.read(powers.matrix[j], 1, width, n);  // transposed
             if (j == 0) {
-                congruence(A, M, MT, T, first, ld);
+                congruence(A, powers.matrix[j], M, MT, T, first, ld);
                 for (i64 i = 0; i < nn; ++i) X[i] -= M[i];
             }
-            congruence(A, M, MT, T, X, ld);
+            congruence(A, powers.matrix[j], M, MT, T, X, ld);
             add(X, M, nn);
         }
         // the sum of gamma over the zone is F' (X - first) F

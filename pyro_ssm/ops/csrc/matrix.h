@@ -91,8 +91,17 @@ static void product(double* C, const double* A, i64 ai, i64 ak, const double* B,
 }
 
 // One row += a x.
-INLINE void add_row(double* __restrict y, double a, const double* __restrict x, i64 ld) {
-    for (i64 j = 0; j < ld; j += 4) for (int l = 0; l < 4; ++l) y[j + l] += a * x[j + l];
+INLINE void add_row(double* y, double a, const double* x, i64 ld) {
+    if (ld == 4) {
+        constexpr int W = Width<4>::value;
+        typedef typename Width<4>::vec vec;
+        UNROLL for (int j = 0; j < 4; j += W) *(vec*)(y + j) += a * *(const vec*)(x + j);
+        return;
+    }
+    constexpr int W = Width<8>::value;
+    typedef typename Width<8>::vec vec;
+    for (i64 j = 0; j < ld; j += 8)
+        UNROLL for (int l = 0; l < 8; l += W) *(vec*)(y + j + l) += a * *(const vec*)(x + j + l);
 }
 
 INLINE double dot(const double* __restrict x, const double* __restrict y, i64 ld) {
@@ -107,15 +116,34 @@ INLINE double dot(const double* __restrict x, const double* __restrict y, i64 ld
     return (part[0] + part[2]) + (part[1] + part[3]);
 }
 
-// Both triangles of the n x ld matrix X become its symmetric part.
-static void symmetrise(double* X, i64 n, i64 ld) {
-    for (i64 i = 1; i < n; ++i)
-        for (i64 j = 0; j < i; ++j) X[i * ld + j] = X[j * ld + i] = 0.5 * (X[i * ld + j] + X[j * ld + i]);
+INLINE void add(double* __restrict to, const double* __restrict from, i64 count) {
+    for (i64 i = 0; i < count; ++i) to[i] += from[i];
 }
 
+// A 4 x 4 block, transposed by registers.
+INLINE void transpose_block(double* out, i64 ldo, const double* in, i64 ldi) {
+    double t[16];
+    UNROLL for (int i = 0; i < 4; ++i)
+        UNROLL for (int j = 0; j < 4; ++j) t[j * 4 + i] = in[i * ldi + j];
+    UNROLL for (int i = 0; i < 4; ++i)
+        UNROLL for (int j = 0; j < 4; ++j) out[i * ldo + j] = t[i * 4 + j];
+}
+
+// out (cols x ld_out) = in' for in (rows x ld_in).
 static void transpose(double* __restrict out, const double* __restrict in, i64 rows, i64 cols, i64 ld_in, i64 ld_out) {
+    const i64 whole_rows = rows / 4 * 4, whole_cols = cols / 4 * 4;
+    for (i64 i = 0; i < whole_rows; i += 4)
+        for (i64 j = 0; j < whole_cols; j += 4) transpose_block(out + j * ld_out + i, ld_out, in + i * ld_in + j, ld_in);
     for (i64 i = 0; i < rows; ++i)
-        for (i64 j = 0; j < cols; ++j) out[j * ld_out + i] = in[i * ld_in + j];
+        for (i64 j = i < whole_rows ? whole_cols : 0; j < cols; ++j) out[j * ld_out + i] = in[i * ld_in + j];
+}
+
+// Both triangles of the n x ld matrix X become its symmetric part; T is scratch.
+static void symmetrise(double* X, double* T, i64 n, i64 ld) {
+    constexpr int W = Width<4>::value;
+    typedef typename Width<4>::vec vec;
+    transpose(T, X, n, n, ld, ld);
+    for (i64 i = 0; i < n * ld; i += W) *(vec*)(X + i) = 0.5 * (*(const vec*)(X + i) + *(const vec*)(T + i));
 }
 
 // rows x cols, contiguous, into rows padded with zeros.
@@ -177,11 +205,15 @@ static void left_times(const Left& A, double* C, const double* B, i64 ld) {
     }
 }
 
-// X = A P A' for a symmetric P, by way of AP = A P, which is kept; T is scratch. All n x ld.
-static void congruence(const Left& A, double* X, double* AP, double* T, const double* P, i64 ld) {
-    const i64 width = ld;
+// X = A P A' for a symmetric P, by way of AP = A P, which is kept; AT is A', T is scratch. All n x ld; beyond column n
+// T must be zero.
+static void congruence(const Left& A, const double* AT, double* X, double* AP, double* T, const double* P, i64 ld) {
     left_times(A, AP, P, ld);
-    transpose(T, AP, A.n, A.n, width, width);
-    left_times(A, X, T, ld);
-    symmetrise(X, A.n, width);
+    if (A.sparse) {
+        transpose(T, AP, A.n, A.n, ld, ld);
+        left_times(A, X, T, ld);
+    } else {
+        product<false>(X, AP, ld, 1, AT, A.n, A.n, ld);
+    }
+    symmetrise(X, T, A.n, ld);
 }
