@@ -120,29 +120,37 @@ INLINE void add(double* __restrict to, const double* __restrict from, i64 count)
     for (i64 i = 0; i < count; ++i) to[i] += from[i];
 }
 
-// A 4 x 4 block, transposed by registers.
-INLINE void transpose_block(double* out, i64 ldo, const double* in, i64 ldi) {
-    double t[16];
-    UNROLL for (int i = 0; i < 4; ++i)
-        UNROLL for (int j = 0; j < 4; ++j) t[j * 4 + i] = in[i * ldi + j];
-    UNROLL for (int i = 0; i < 4; ++i)
-        UNROLL for (int j = 0; j < 4; ++j) out[i * ldo + j] = t[i * 4 + j];
+static void transpose(double* __restrict out, const double* __restrict in, i64 rows, i64 cols, i64 ld_in, i64 ld_out) {
+    for (i64 i = 0; i < rows; ++i)
+        for (i64 j = 0; j < cols; ++j) out[j * ld_out + i] = in[i * ld_in + j];
 }
 
-// out (cols x ld_out) = in' for in (rows x ld_in).
-static void transpose(double* __restrict out, const double* __restrict in, i64 rows, i64 cols, i64 ld_in, i64 ld_out) {
-    const i64 whole_rows = rows / 4 * 4, whole_cols = cols / 4 * 4;
-    for (i64 i = 0; i < whole_rows; i += 4)
-        for (i64 j = 0; j < whole_cols; j += 4) transpose_block(out + j * ld_out + i, ld_out, in + i * ld_in + j, ld_in);
-    for (i64 i = 0; i < rows; ++i)
-        for (i64 j = i < whole_rows ? whole_cols : 0; j < cols; ++j) out[j * ld_out + i] = in[i * ld_in + j];
+// T = X' for an n x ld matrix and its n x ld transpose.
+static void transpose_square(double* __restrict T, const double* __restrict X, i64 n, i64 ld) {
+#if PYRO_SSM_WIDTH >= 4 && (defined(__clang__) || __GNUC__ >= 12)
+    typedef typename Lanes<4>::type vec;
+    for (i64 i = 0; i < n; i += 4)
+        for (i64 j = 0; j < n; j += 4) {  // 4 x 4 in registers
+            vec r[4];
+            UNROLL for (int k = 0; k < 4; ++k) r[k] = i + k < n ? *(const vec*)(X + (i + k) * ld + j) : vec{};
+            const vec a = __builtin_shufflevector(r[0], r[1], 0, 4, 2, 6), b = __builtin_shufflevector(r[0], r[1], 1, 5, 3, 7),
+                      c = __builtin_shufflevector(r[2], r[3], 0, 4, 2, 6), d = __builtin_shufflevector(r[2], r[3], 1, 5, 3, 7);
+            double* out = T + j * ld + i;
+            *(vec*)out = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+            if (j + 1 < n) *(vec*)(out + ld) = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+            if (j + 2 < n) *(vec*)(out + 2 * ld) = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+            if (j + 3 < n) *(vec*)(out + 3 * ld) = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+        }
+#else
+    transpose(T, X, n, n, ld, ld);
+#endif
 }
 
 // Both triangles of the n x ld matrix X become its symmetric part; T is scratch.
 static void symmetrise(double* X, double* T, i64 n, i64 ld) {
     constexpr int W = Width<4>::value;
     typedef typename Width<4>::vec vec;
-    transpose(T, X, n, n, ld, ld);
+    transpose_square(T, X, n, ld);
     for (i64 i = 0; i < n * ld; i += W) *(vec*)(X + i) = 0.5 * (*(const vec*)(X + i) + *(const vec*)(T + i));
 }
 
@@ -197,12 +205,14 @@ struct Left {
 
 static void left_times(const Left& A, double* C, const double* B, i64 ld) {
     if (!A.sparse) { product<false>(C, A.dense, A.ai, A.ak, B, A.n, A.n, ld); return; }
-    const i64 width = ld;
-    for (i64 i = 0; i < A.n; ++i) {
-        double* row = C + i * width;
-        for (i64 j = 0; j < width; ++j) row[j] = 0;
-        for (i64 e = A.start[i]; e < A.start[i + 1]; ++e) add_row(row, A.entry[e], B + A.column[e] * width, ld);
-    }
+    constexpr int W = Width<8>::value;
+    typedef typename Width<8>::vec vec;
+    for (i64 i = 0; i < A.n; ++i)  // n > 5: ld is a multiple of 8
+        for (i64 j = 0; j < ld; j += W) {
+            vec sum = vec{};
+            for (i64 e = A.start[i]; e < A.start[i + 1]; ++e) sum += A.entry[e] * *(const vec*)(B + A.column[e] * ld + j);
+            *(vec*)(C + i * ld + j) = sum;
+        }
 }
 
 // X = A P A' for a symmetric P, by way of AP = A P, which is kept; AT is A', T is scratch. All n x ld; beyond column n
@@ -210,7 +220,7 @@ static void left_times(const Left& A, double* C, const double* B, i64 ld) {
 static void congruence(const Left& A, const double* AT, double* X, double* AP, double* T, const double* P, i64 ld) {
     left_times(A, AP, P, ld);
     if (A.sparse) {
-        transpose(T, AP, A.n, A.n, ld, ld);
+        transpose_square(T, AP, A.n, ld);
         left_times(A, X, T, ld);
     } else {
         product<false>(X, AP, ld, 1, AT, A.n, A.n, ld);
