@@ -41,11 +41,11 @@ def tape_size(groups: int, series: int, times: int, n: int, p: int) -> int:
 
     >>> from pyro_ssm.ops.kalman_kernel import tape_size
     >>> tape_size(1, 1, 1, 1, 1)
-    26
+    34
     """
     ld = 4 if n <= 4 else 8 if n <= 8 else (n + 7) // 8 * 8
     lanes = 1 if series == 1 else 8
-    record = (2 * n * ld + p * ld + p * p + 1 + 8) // 8 * 8
+    record = (n * ld + p * ld + p * p + 2 + 8) // 8 * 8 + (n * ld + 7) // 8 * 8
     return groups * (8 + times * record) + groups * ((series + lanes - 1) // lanes) * times * (n + p) * lanes
 
 

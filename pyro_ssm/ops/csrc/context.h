@@ -35,20 +35,21 @@ static void parallel(void* parallel_for, i64 count, i64 grain, Fn& fn) {
 }
 
 // One time of a covariance recursion, in doubles from the start of its record:
-// P- (n x ld), P (n x ld), E = W H P- (p x ld), W = S^{-1/2} (p x p, lower), the constant of the density, the number
-// of rows seen. The gain is K = E' W: innovations are whitened first, e = W v, which keeps the digits of a vague prior.
+// P- (n x ld), E = W H P- (p x ld), W = S^{-1/2} (p x p, lower), the constant of the density, the number of rows seen,
+// whether P (n x ld) follows: where it does not, it is P- - E' E. The gain is K = E' W: innovations are whitened first, e = W v, which keeps the digits of a vague prior.
 struct Context {
     const KalmanArgs& a;
     i64 n, p, times, ld, lanes, tiles, record, mean_record;
-    i64 at_P, at_E, at_W, at_constant, at_rows;
+    i64 at_E, at_W, at_constant, at_rows, at_exact, at_P;
     std::vector<i64> seen_at;  // index of the observation at each time, or -1
 
     explicit Context(const KalmanArgs& args) : a(args), n(args.n), p(args.p), times(args.times) {
         ld = n <= 4 ? 4 : n <= 8 ? 8 : n <= 16 ? 16 : (n + 7) / 8 * 8;
         lanes = a.series == 1 ? 1 : 8;
         tiles = (a.series + lanes - 1) / lanes;
-        at_P = n * ld; at_E = 2 * n * ld; at_W = at_E + p * ld; at_constant = at_W + p * p; at_rows = at_constant + 1;
-        record = (at_rows + 8) / 8 * 8;
+        at_E = n * ld; at_W = at_E + p * ld; at_constant = at_W + p * p; at_rows = at_constant + 1;
+        at_exact = at_rows + 1; at_P = (at_exact + 8) / 8 * 8;
+        record = at_P + (n * ld + 7) / 8 * 8;
         mean_record = (n + p) * lanes;
         seen_at.assign((size_t)times, -1);
         for (i64 s = 0; s < a.seen; ++s) seen_at[(size_t)(a.at ? a.at[s] : s)] = s;

@@ -8,7 +8,7 @@ struct CovarianceGradient {
     Sums sums;
     Left back;  // F'
     double *F;   // padded
-    double *gamma, *EF, *T, *EG, *Z, *Y, *WH, *G, *EC, *FP, *half, *pair;
+    double *gamma, *EF, *T, *EG, *Z, *Y, *WH, *G, *EC, *FP, *half, *pair, *P;
 
     CovarianceGradient(const Context& context, const Layout& l, i64 group, Arena& arena, const Sums& into)
         : c(context), layout(l), g(group), n(c.n), p(c.p), ld(c.ld), width(c.ld),
@@ -17,7 +17,7 @@ struct CovarianceGradient {
         gamma = arena.doubles(n * ld); EF = arena.doubles(n * ld); T = arena.doubles(n * ld);
         FP = arena.doubles(n * ld);
         EG = arena.doubles(p * ld); WH = arena.doubles(p * ld); Z = arena.doubles(p * ld); Y = arena.doubles(p * ld);
-        half = arena.doubles(2 * p * ld); pair = arena.doubles(2 * p * ld); F = arena.doubles(n * ld);
+        half = arena.doubles(2 * p * ld); pair = arena.doubles(2 * p * ld); F = arena.doubles(n * ld); P = arena.doubles(n * ld);
         G = arena.doubles(p * p); EC = arena.doubles(p * p);
     }
     // gamma: of P -> of P-, given the sums over series; with gradients of H and R where `sum`.
@@ -68,14 +68,24 @@ struct CovarianceGradient {
         back.read(system.dense_F(t), 1, n, n);
         pad(F, system.dense_F(t), n, n, ld);
     }
-    // gamma: of P- at t -> of P at t - 1; P is the filtered covariance of t - 1.
-    void move(i64 t, const double* P, bool sum) {
+    // The filtered covariance of a record.
+    const double* filtered(const double* rec) {
+        if (rec[c.at_exact] != 0) return rec + c.at_P;
+        const i64 q = (i64)rec[c.at_rows];
+        if (q == 0) return rec;
+        for (i64 i = 0; i < q * width; ++i) half[i] = -rec[c.at_E + i];
+        std::memcpy(P, rec, sizeof(double) * (size_t)(n * width));
+        product<true>(P, half, 1, ld, rec + c.at_E, n, q, ld);
+        return P;
+    }
+    // gamma: of P- at t -> of P at t - 1, whose record is `before`.
+    void move(i64 t, const double* before, bool sum) {
         if (sum) add(sums.E + (t - 1) * layout.E, gamma, n * width);
         congruence(back, F, T, EF, FP, gamma, ld);
         std::memcpy(gamma, T, sizeof(double) * (size_t)(n * width));
         if (sum && c.a.grad_F) {  // 2 E F P, with E F = (F' E)'
             for (i64 i = 0; i < n * width; ++i) EF[i] *= 2;
-            product<true>(sums.F + (t - 1) * layout.F, EF, 1, width, P, n, n, ld);
+            product<true>(sums.F + (t - 1) * layout.F, EF, 1, width, filtered(before), n, n, ld);
         }
     }
 };
@@ -179,7 +189,7 @@ struct Backward {
             pass.update(t, record(t), sums.C + t * p * ld, sums.U + t * p * p, sums.weight[t], true);
             if (c.moves(g, t)) {
                 pass.read_F(t, false);
-                pass.move(t, record(t - 1) + c.at_P, true);
+                pass.move(t, record(t - 1), true);
             }
         }
         if (grad_L) {
@@ -194,7 +204,7 @@ struct Backward {
         const i64 nn = n * width, pn = p * ld, pp = p * p;
         for (i64 t = layout.rest - 1; t >= zone; --t) {  // gamma- of the first, which the later ones no longer reach
             pass.update(t, rec, sums.C + t * pn, sums.U + t * pp, sums.weight[t], false);
-            if (t > zone) pass.move(t, rec + c.at_P, false);
+            if (t > zone) pass.move(t, rec, false);
         }
         double *first = arena.doubles(nn), *C = arena.doubles(pn), *U = arena.doubles(pp), weight = 0;
         std::memcpy(first, pass.gamma, sizeof(double) * (size_t)nn);
@@ -219,12 +229,12 @@ struct Backward {
         }
         // the sum of gamma over the zone is F' (X - first) F
         for (i64 i = 0; i < nn; ++i) pass.gamma[i] = X[i] - first[i];
-        pass.move(zone, rec + c.at_P, false);
+        pass.move(zone, rec, false);
         pass.update(settled, rec, C, U, weight, true);
         std::memcpy(pass.gamma, X, sizeof(double) * (size_t)nn);
-        pass.move(zone, rec + c.at_P, true);
+        pass.move(zone, rec, true);
         std::memcpy(pass.gamma, first, sizeof(double) * (size_t)nn);
-        pass.move(zone, rec + c.at_P, false);
+        pass.move(zone, rec, false);
         return settled;
     }
     // out += 2 G root
