@@ -242,26 +242,25 @@ def kalman_backward(
     fields, alive = _problem(*arguments)
     groups, series, seen, p = y.shape
     n = m.shape[-1]
-    shared_b = b.shape[0] == b.shape[1] == b.shape[2] == 1
-    shared_d = d.shape[0] == d.shape[1] == d.shape[2] == 1
+    still_b, still_d = b.shape[2] == 1, d.shape[2] == 1  # over time
     new = y.new_zeros
     want_y, want_m, want_L, want_F, want_b, want_Q, want_H, want_d, want_R = wanted
-    grad_y = new((groups, series, seen, p)) if want_y or (want_d and not shared_d) else None
+    grad_y = new((groups, series, seen, p)) if want_y or (want_d and not still_d) else None
     grad_m = new((groups, series, n)) if want_m else None
     grad_L, grad_F, grad_Q, grad_H, grad_R = (
         new(x.shape) if want else None for x, want in ((L, want_L), (F, want_F), (Q, want_Q), (H, want_H), (R, want_R))
     )
-    grad_b = new((groups, series, max(times - 1, 0), n)) if want_b and not shared_b else None
-    grad_b_sum = new((n,)) if want_b and shared_b else None
-    grad_d_sum = new((p,)) if want_d and shared_d else None
+    grad_b = new((groups, series, max(times - 1, 0), n)) if want_b and not still_b else None
+    grad_b_sum = new((groups, series, 1, n)) if want_b and still_b else None
+    grad_d_sum = new((groups, series, 1, p)) if want_d and still_d else None
     fields += [0, 0, 0, 0, 0, tape.data_ptr(), 0, parallel_for, *(_address(g) for g in outer)]
     fields += [_address(x) for x in (grad_y, grad_m, grad_L, grad_F, grad_b, grad_b_sum, grad_Q, grad_H, grad_d_sum)]
     fields += [_address(grad_R)]
     call(functions.pyro_ssm_kalman_backward, fields, (0, 0))
     del alive
-    found_b = grad_b_sum.reshape(b.shape) if grad_b_sum is not None else _reduce(grad_b, b)
+    found_b = _reduce(grad_b if grad_b_sum is None else grad_b_sum, b)
     if grad_d_sum is not None:
-        found_d = grad_d_sum.reshape(d.shape)
+        found_d = _reduce(grad_d_sum, d)
     else:
         found_d = None if not want_d else -_reduce(grad_y, d)
     results = (

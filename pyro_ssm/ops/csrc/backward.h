@@ -11,7 +11,6 @@
 // Sums of a group's gradients. Matrices with n columns are padded to ld; one entry a time where they vary over time.
 struct Sums {
     double *F, *E, *H, *RR;  // of F, Q Q', H and R R'
-    double *b, *d;           // of b and d, over all times
     double *C, *U, *weight;  // for each time up to `rest`, where all later times add up
 };
 
@@ -47,7 +46,6 @@ static Sums take_sums(const Context& c, const Layout& l, Arena& arena, bool cova
     out.F = arena.doubles(s.F); out.H = arena.doubles(s.H);
     out.E = covariance ? arena.doubles(s.E) : nullptr;
     out.RR = covariance ? arena.doubles(s.RR) : nullptr;
-    out.b = arena.doubles(c.n); out.d = arena.doubles(c.p);
     out.C = arena.doubles(s.C); out.U = arena.doubles(s.U); out.weight = arena.doubles(l.slots);
     return out;
 }
@@ -173,14 +171,14 @@ struct MeanGradient {
             if (c.moves(g, t)) pending = move(t);
         }
         flush_moves(0); flush_seen(0); flush_sums(summed_slot);
-        for (int l = 0; l < LANES; ++l) {
-            for (i64 j = 0; j < n; ++j) sums.b[j] += b[j * LANES + l];
-            for (i64 r = 0; r < p; ++r) sums.d[r] += d[r * LANES + l];
-        }
-        if (a.grad_m)
-            for (int l = 0; l < LANES; ++l)
-                if (index[l] >= 0)
-                    for (i64 j = 0; j < n; ++j) a.grad_m[index[l] * n + j] = lambda[j * LANES + l];
+        spread(a.grad_m, lambda, n); spread(a.grad_b_sum, b, n); spread(a.grad_d_sum, d, p);
+    }
+
+    // Lanes to their series.
+    void spread(double* to, const double* from, i64 size) {
+        for (int l = 0; to && l < LANES; ++l)
+            if (index[l] >= 0)
+                for (i64 j = 0; j < size; ++j) to[index[l] * size + j] = from[j * LANES + l];
     }
 
     void observe(i64 t, i64 q, const double* rec, const double* now, const double* e) {

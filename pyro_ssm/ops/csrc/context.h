@@ -103,6 +103,7 @@ static KalmanArgs group_of(KalmanArgs a, i64 g) {
     by(a.grad_log_likelihood, all * a.times);
     by(a.grad_filtered_mean, all * a.times * a.n); by(a.grad_predicted_mean, all * a.times * a.n);
     by(a.grad_y, all * a.seen * a.p); by(a.grad_m, all * a.n); by(a.grad_b, all * moves * a.n);
+    by(a.grad_b_sum, all * a.n); by(a.grad_d_sum, all * a.p);
     by(a.grad_L, a.L_g ? g * a.n * a.n : 0);
     by(a.grad_F, a.F_g ? g * (a.F_t ? moves : 1) * a.n * a.n : 0);
     by(a.grad_Q, a.Q_g ? g * (a.Q_t ? moves : 1) * a.n * a.n : 0);

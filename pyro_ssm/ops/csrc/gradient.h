@@ -176,7 +176,7 @@ struct Backward {
             if (no_memory[k]) throw std::bad_alloc();
             if (k == 0) continue;
             const Sums& part = parts[(size_t)k];
-            add(sums.F, part.F, size.F); add(sums.H, part.H, size.H); add(sums.b, part.b, n); add(sums.d, part.d, p);
+            add(sums.F, part.F, size.F); add(sums.H, part.H, size.H);
             add(sums.C, part.C, size.C); add(sums.U, part.U, size.U); add(sums.weight, part.weight, layout.slots);
         }
     }
@@ -268,8 +268,6 @@ struct Backward {
         for (i64 k = 0; to.grad_R && k < R; ++k)
             times_root(to.grad_R + ((a.R_g ? g * R : 0) + k) * p * p, sums.RR + k * layout.RR, p,
                        a.R + g * a.R_g + k * a.R_t, p);
-        if (to.grad_b_sum) add(to.grad_b_sum, sums.b, n);
-        if (to.grad_d_sum) add(to.grad_d_sum, sums.d, p);
     }
 };
 
@@ -293,7 +291,7 @@ static int backward_all(const Context& c) {
     const Part parts[] = {
         {&KalmanArgs::grad_F, a.F_g == 0, (a.F_t ? moves : 1) * n * n}, {&KalmanArgs::grad_Q, a.Q_g == 0, (a.Q_t ? moves : 1) * n * n},
         {&KalmanArgs::grad_H, a.H_g == 0, (a.H_t ? a.seen : 1) * p * n}, {&KalmanArgs::grad_R, a.R_g == 0, (a.R_t ? a.seen : 1) * p * p},
-        {&KalmanArgs::grad_L, a.L_g == 0, n * n}, {&KalmanArgs::grad_b_sum, true, n}, {&KalmanArgs::grad_d_sum, true, p},
+        {&KalmanArgs::grad_L, a.L_g == 0, n * n},
     };
     Arena shared;
     std::vector<KalmanArgs> own((size_t)chunks, a);
