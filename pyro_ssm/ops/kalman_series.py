@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,9 +114,7 @@ def backward(
     'backward'
     """
     y, _, _, _, b, _, _, d, _ = args
-    found: list[Tensor | None] = [
-        torch.zeros_like(x) if want else None for x, want in zip(args, wanted, strict=True)
-    ]
+    found: list[Tensor | None] = [torch.zeros_like(x) if want else None for x, want in zip(args, wanted, strict=True)]
     d_in_time = found[7] is not None and d.shape[0] > 1
     grad_y = found[0] if found[0] is not None or not d_in_time else torch.zeros_like(y)
     pointers = [0 if x is None else x.data_ptr() for x in found]
