@@ -129,7 +129,7 @@ def _run(keep: int, options: tuple, *args: Tensor) -> tuple[Tensor, ...]:
         return _results(found, out, _dtype(args), keep)
     if not _plain(args):
         return tuple(_reference(options, keep)(*args))
-    alone = kalman_series.series(*options, args)
+    alone = kalman_series.series(args, *options)
     if alone is None:
         return _Filter.apply(keep, options, *args)
     if torch.is_grad_enabled() and any(x.requires_grad for x in args):
@@ -250,7 +250,7 @@ class _Series(torch.autograd.Function):
         *args, tape = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:]
         terms, filtered_mean, filtered_root, predicted_mean, predicted_root = (*grads, None, None, None, None)[:5]
-        alone = kalman_series.series(*ctx.options, args)  # again: hooks may have moved what was saved
+        alone = kalman_series.series(args, *ctx.options)  # again: hooks may have moved what was saved
         if alone is None or torch.is_grad_enabled() or filtered_root is not None or predicted_root is not None:
             reference = _reference(ctx.options, ctx.keep)
             return (None, None, None, *composite_backward(reference, args, wanted, grads))

@@ -39,21 +39,21 @@ class Series(NamedTuple):
 
 
 def series(
+    args: Sequence[Tensor],
     mask: Tensor,
     num_times: int,
     observed_index: Sequence[int] | None,
     step_mask: Tensor | None,
-    args: Sequence[Tensor],
 ) -> Series | None:
     """The problem of one series as the library reads it; None where the arguments are not in that shape.
 
     Args:
-        mask: as for :func:`pyro_ssm.ops.kalman_filter`, and so are num_times, observed_index and step_mask.
         args: y, m, L, F, b, Q, H, d, R.
+        mask: as for :func:`pyro_ssm.ops.kalman_filter`, and so are num_times, observed_index and step_mask.
 
     >>> import torch
     >>> from pyro_ssm.ops.kalman_series import series
-    >>> series(torch.ones(3, 2, 1), 2, None, None, [torch.ones(3, 2, 1)] * 9) is None  # three series
+    >>> series([torch.ones(3, 2, 1)] * 9, torch.ones(3, 2, 1), 2, None, None) is None  # three series
     True
     """
     for x, dim in zip(args, _DIMS, strict=True):
@@ -113,7 +113,7 @@ def backward(
     >>> backward.__name__
     'backward'
     """
-    y, _, _, _, b, _, _, d, _ = args
+    y, b, d = args[0], args[4], args[7]
     found: list[Tensor | None] = [torch.zeros_like(x) if want else None for x, want in zip(args, wanted, strict=True)]
     d_in_time = found[7] is not None and d.shape[0] > 1
     grad_y = found[0] if found[0] is not None or not d_in_time else torch.zeros_like(y)

@@ -180,7 +180,7 @@ def _together(s: System) -> tuple[Tensor, Tensor] | None:
     H = H.unsqueeze(1)
     root, failed = torch.linalg.cholesky_ex(P)
     innovation, singular = torch.linalg.cholesky_ex(H @ P @ H.mT + (R @ R.mT).unsqueeze(1))
-    if bool((failed.any() | singular.any())):
+    if bool(failed.any() | singular.any()):
         return None
     root[:, 0] = s.L
     return root, innovation

@@ -140,9 +140,7 @@ def backward(
     steps = int(tape[0])
     shapes = [(groups, steps, *last) for last in ((n, n), (p, p), (p, n), (n, n), ())] + [(groups, series, times, n)]
     sizes = [math.prod(shape) for shape in shapes]
-    *kept, mean = (
-        part.view(shape) for part, shape in zip(tape[1 : 1 + sum(sizes)].split(sizes), shapes, strict=True)
-    )
+    *kept, mean = (part.view(shape) for part, shape in zip(tape[1 : 1 + sum(sizes)].split(sizes), shapes, strict=True))
     g = Gains(*kept)
     root = g.root
     weight = s.y.new_zeros(groups, series, times) if grad_terms is None else grad_terms
