@@ -8,6 +8,8 @@
 // sums over series C = sum e lambda', U = sum g e e' and sum g. W' G W with G = E Gamma E' - sym(E C') + (U - sum g I) / 2
 // is the gradient with respect to S. No inverse of Q, R or P is taken.
 
+constexpr i64 AHEAD = 3;  // steps that memory is asked for before they are taken
+
 // Sums of a group's gradients. Matrices with n columns are padded to ld; one entry a time where they vary over time.
 struct Sums {
     double *F, *E, *H, *RR;  // of F, Q Q', H and R R'
@@ -149,6 +151,7 @@ struct MeanGradient {
         const KalmanArgs& a = c.a;
         bool pending = false;  // lambda- of the move into t + 1 waits in x for the mean of time t
         for (i64 t = c.times - 1; t >= 0; --t) {
+            if (t >= AHEAD) fetch(tape + (t - AHEAD) * c.mean_record, c.mean_record);
             const double *rec = record(t), *now = tape + t * c.mean_record, *e = now + n * LANES;
             const i64 q = (i64)rec[c.at_rows];
             const double* E = rec + c.at_E;

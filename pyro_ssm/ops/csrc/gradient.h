@@ -186,6 +186,7 @@ struct Backward {
         if (c.times > 1) pass.read_F(c.times - 1, true);
         if (memory) t = standing(pass);
         for (; t >= 0; --t) {
+            if (t >= AHEAD) fetch(record(t - AHEAD), c.at_P);
             pass.update(t, record(t), sums.C + t * p * ld, sums.U + t * p * p, sums.weight[t], true);
             if (c.moves(g, t)) {
                 pass.read_F(t, false);
