@@ -82,8 +82,12 @@ def noise_tril(component: Any, size: int) -> Tensor:
     """The Cholesky factor ``(..., 1, size, size)`` of the component's noise."""
     if component.covariance == "full":
         return with_time(component.scale_tril, 2)
-    scale = with_time(component.scale, 1)
-    return torch.diag_embed(scale.expand(scale.shape[:-1] + (size,)))
+    return torch.diag_embed(_wide(with_time(component.scale, 1), size))
+
+
+def _wide(x: Tensor, size: int) -> Tensor:
+    """``(..., size)`` of ``(..., size or 1)``."""
+    return x if x.shape[-1] == size else x.expand(x.shape[:-1] + (size,))
 
 
 class AffineNormal(AffineGaussian):
@@ -121,5 +125,5 @@ class AffineNormal(AffineGaussian):
         return noise_law(self, linear(x, self.matrix, self._shift(inputs)))
 
     def _affine(self, inputs: Tensor | None, size: int) -> Affine:
-        shift = with_time(self._shift(inputs), 1)
-        return Affine(with_time(self.matrix, 2), shift.expand(shift.shape[:-1] + (size,)), noise_tril(self, size))
+        shift = _wide(with_time(self._shift(inputs), 1), size)
+        return Affine(with_time(self.matrix, 2), shift, noise_tril(self, size))

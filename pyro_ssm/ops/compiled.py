@@ -15,7 +15,7 @@ import torch
 
 __all__ = ["ABI", "Library", "library"]
 
-ABI = 2  # of csrc/kalman.cpp: pyro_ssm_abi()
+ABI = 3  # of csrc/kalman.cpp: pyro_ssm_abi()
 PATH = Path(__file__).with_name("_cpu.dll" if os.name == "nt" else "_cpu.so")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -135,9 +136,8 @@ def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[A
     else:  # one time, no move
         transition = Affine(mean.new_zeros(1, n, n), mean.new_zeros(1, n), mean.new_zeros(1, n, n))
 
-    dtype = data.values.dtype
-    for tensor in (mean, scale_tril, *transition, *emission):
-        dtype = torch.promote_types(dtype, tensor.dtype)
+    dtypes = {x.dtype for x in (data.values, mean, scale_tril, *transition, *emission)}
+    dtype = functools.reduce(torch.promote_types, dtypes)
     system = System(
         mean,
         scale_tril,
@@ -150,7 +150,7 @@ def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[A
         data.num_times,
         diffuse,
     )
-    return bound, system.to(dtype)
+    return bound, system if dtypes == {dtype} and diffuse is None else system.to(dtype)
 
 
 def require_linear_gaussian(model: Any, method: str) -> None:
