@@ -21,6 +21,10 @@ FUNCTIONS = (
     "pyro_ssm_kalman_forward",
     "pyro_ssm_kalman_backward",
     "pyro_ssm_kalman_backwards",
+    "pyro_ssm_selective_forward",
+    "pyro_ssm_selective_backward",
+    "pyro_ssm_convolve_forward",
+    "pyro_ssm_convolve_backward",
 )
 PATH = Path(__file__).with_name("_cpu.dll" if os.name == "nt" else "_cpu.so")
 

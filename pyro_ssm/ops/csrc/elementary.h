@@ -45,7 +45,7 @@ template <class T> struct Elementary {
     typedef Constants<T> K;
 
     // e^x = 2^k e^r; in two factors 2^k, so that it fades out through the subnormal numbers and overflows to infinity.
-    LANES_INLINE V exp(V x) {
+    SIMD_INLINE V exp(V x) {
         const V zero = V{};
         x = choose(x < zero + K::low, zero + K::low, x);  // NaN stays
         x = choose(x > zero + K::high, zero + K::high, x);
@@ -58,18 +58,18 @@ template <class T> struct Elementary {
         return p * bits<V>((half + K::bias) << K::mantissa) * bits<V>((power - half + K::bias) << K::mantissa);
     }
     // log(1 + e) for 0 <= e <= 1
-    LANES_INLINE V log1p(V e) {
+    SIMD_INLINE V log1p(V e) {
         const V s = e / (e + T(2)), s2 = s * s;
         V p = V{} + K::log_series(0);
         for (int i = 1; i < K::log_terms; ++i) p = p * s2 + K::log_series(i);
         return T(2) * (s + s * s2 * p);
     }
-    LANES_INLINE V logistic(V x) { return T(1) / (T(1) + exp(-x)); }
+    SIMD_INLINE V logistic(V x) { return T(1) / (T(1) + exp(-x)); }
     // As torch has it: x itself above 20; and its slope.
-    LANES_INLINE V softplus(V x) {
+    SIMD_INLINE V softplus(V x) {
         const V zero = V{};
         const V soft = choose(x > zero, x, zero) + log1p(exp(choose(x > zero, -x, x)));
         return choose(x > zero + T(20), x, soft);
     }
-    LANES_INLINE V softplus_slope(V x) { return choose(x > V{} + T(20), V{} + T(1), logistic(x)); }
+    SIMD_INLINE V softplus_slope(V x) { return choose(x > V{} + T(20), V{} + T(1), logistic(x)); }
 };

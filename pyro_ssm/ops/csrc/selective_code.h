@@ -12,7 +12,7 @@
 namespace PYRO_SSM_ISA {
 namespace {
 #include "parallel.h"
-#include "lanes.h"
+#include "simd.h"
 #include "elementary.h"
 #include "selective_core.h"
 #include "selective_forward.h"

@@ -37,8 +37,8 @@ template <class T> struct Cut {
     }
 };
 
-template <class T> LANES_INLINE const T* at(const void* p, i64 offset) { return (const T*)p + offset; }
-template <class T> LANES_INLINE T* at(void* p, i64 offset) { return (T*)p + offset; }
+template <class T> SIMD_INLINE const T* at(const void* p, i64 offset) { return (const T*)p + offset; }
+template <class T> SIMD_INLINE T* at(void* p, i64 offset) { return (T*)p + offset; }
 
 // One row of the batch, one group, one range of channels.
 template <class T> struct Row {

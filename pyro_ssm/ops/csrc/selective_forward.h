@@ -110,7 +110,7 @@ static void forward_few(const SelectiveArgs& a, const Cut<T>& cut, i64 item, Scr
 template <class T>
 static int selective_forward_of(const SelectiveArgs& a) {
     const Cut<T> cut(a);
-    const bool few = a.times < 4 && (2 * a.n >= Simd<T>::W || a.channels * 2 < Simd<T>::W);
+    const bool few = a.times > 0 && a.times < 4 && (2 * a.n >= Simd<T>::W || a.channels * 2 < Simd<T>::W);
     const auto row = a.decays == 1 && a.n > 1 ? (few ? forward_few<T, true> : forward_row<T, true>)
                                               : (few ? forward_few<T, false> : forward_row<T, false>);
     auto piece = [&](i64 begin, i64 end) {

@@ -4,10 +4,12 @@
 // functions of elementary.h and of the scans are written for any type with + - * / and these operations: a register of
 // the CPU, or one number (a CUDA thread, a compiler without vector types).
 
-#if defined(_MSC_VER)
-#define LANES_INLINE static __forceinline
+#if defined(__CUDACC__)
+#define SIMD_INLINE static __host__ __device__ __forceinline__
+#elif defined(_MSC_VER)
+#define SIMD_INLINE static __forceinline
 #else
-#define LANES_INLINE static inline __attribute__((always_inline))
+#define SIMD_INLINE static inline __attribute__((always_inline))
 #endif
 
 template <class T> struct Integer;
@@ -15,53 +17,53 @@ template <> struct Integer<float> { typedef int32_t type; };
 template <> struct Integer<double> { typedef i64 type; };
 
 #if defined(__GNUC__) && PYRO_SSM_BYTES > 8
-template <class T> struct Lanes_ {
+template <class T> struct Native {
     static constexpr int width = PYRO_SSM_BYTES / (int)sizeof(T);
     typedef T type __attribute__((vector_size(PYRO_SSM_BYTES), aligned(sizeof(T)), may_alias));
     typedef typename Integer<T>::type integer __attribute__((vector_size(PYRO_SSM_BYTES), aligned(sizeof(T)), may_alias));
 };
 // where(c) a else b, lane by lane; c is what a comparison of two such gives.
-template <class C, class V> LANES_INLINE V choose(C c, V a, V b) { return c ? a : b; }
-template <class To, class From> LANES_INLINE To bits(From x) { return (To)x; }
+template <class C, class V> SIMD_INLINE V choose(C c, V a, V b) { return c ? a : b; }
+template <class To, class From> SIMD_INLINE To bits(From x) { return (To)x; }
 #else
-template <class T> struct Lanes_ {
+template <class T> struct Native {
     static constexpr int width = 1;
     typedef T type;
     typedef typename Integer<T>::type integer;
 };
-template <class V> LANES_INLINE V choose(bool c, V a, V b) { return c ? a : b; }
-template <class To, class From> LANES_INLINE To bits(From x) { To y; std::memcpy(&y, &x, sizeof(To)); return y; }
+template <class V> SIMD_INLINE V choose(bool c, V a, V b) { return c ? a : b; }
+template <class To, class From> SIMD_INLINE To bits(From x) { To y; std::memcpy(&y, &x, sizeof(To)); return y; }
 #endif
 
 template <class T> struct Simd {
-    typedef typename Lanes_<T>::type V;
-    typedef typename Lanes_<T>::integer I;
-    static constexpr int W = Lanes_<T>::width;
+    typedef typename Native<T>::type V;
+    typedef typename Native<T>::integer I;
+    static constexpr int W = Native<T>::width;
 
-    LANES_INLINE V all(T x) { return V{} + x; }
-    LANES_INLINE V load(const T* p) { return *(const V*)p; }
-    LANES_INLINE void store(T* p, V x) { *(V*)p = x; }
+    SIMD_INLINE V all(T x) { return V{} + x; }
+    SIMD_INLINE V load(const T* p) { return *(const V*)p; }
+    SIMD_INLINE void store(T* p, V x) { *(V*)p = x; }
     // The first `count` lanes; the others are 0.
-    LANES_INLINE V load(const T* p, i64 count) {
+    SIMD_INLINE V load(const T* p, i64 count) {
         if (count >= W) return load(p);
         T x[W] = {};
         for (i64 l = 0; l < count; ++l) x[l] = p[l];
         return load(x);
     }
-    LANES_INLINE void store(T* p, V v, i64 count) {
+    SIMD_INLINE void store(T* p, V v, i64 count) {
         if (count >= W) { store(p, v); return; }
         T x[W];
         store(x, v);
         for (i64 l = 0; l < count; ++l) p[l] = x[l];
     }
     // p[index[l]] for the first `count` lanes.
-    LANES_INLINE V gather(const T* p, const i64* index, i64 count) {
+    SIMD_INLINE V gather(const T* p, const i64* index, i64 count) {
         T x[W] = {};
         for (i64 l = 0; l < count; ++l) x[l] = p[index[l]];
         return load(x);
     }
     // The sum of the W numbers at p.
-    LANES_INLINE T total(const T* p) {
+    SIMD_INLINE T total(const T* p) {
         T x[W < 4 ? W : 4];
         for (int l = 0; l < (W < 4 ? W : 4); ++l) {
             T sum = p[l];
@@ -72,12 +74,12 @@ template <class T> struct Simd {
         if (W == 2) return x[0] + x[W > 1 ? 1 : 0];
         return (x[0] + x[W > 2 ? 2 : 0]) + (x[W > 1 ? 1 : 0] + x[W > 3 ? 3 : 0]);
     }
-    LANES_INLINE void add_to(double* sum, V v) {
+    SIMD_INLINE void add_to(double* sum, V v) {
         T x[W];
         store(x, v);
         for (int l = 0; l < W; ++l) sum[l] += (double)x[l];
     }
-    LANES_INLINE T sum(V v) {
+    SIMD_INLINE T sum(V v) {
         T x[W];
         store(x, v);
         return total(x);
