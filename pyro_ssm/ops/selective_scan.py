@@ -8,8 +8,7 @@ from torch import Tensor
 
 from pyro_ssm.ops.diagonal_scan import check_steps
 from pyro_ssm.ops.scan_arguments import check_shape, check_together, untimed
-from pyro_ssm.ops.selective_kernel import run_scan
-from pyro_ssm.ops.selective_torch import Scan
+from pyro_ssm.ops.selective_kernel import SELECTIVE_SCAN
 
 __all__ = ["selective_scan", "selective_scan_reference"]
 
@@ -119,7 +118,7 @@ def selective_scan(
     A = untimed("selective_scan", "A", A, 2)
     D = None if D is None else untimed("selective_scan", "D", D, 1)
     dt_bias = None if dt_bias is None else untimed("selective_scan", "dt_bias", dt_bias, 1)
-    return run_scan(Scan(u, dt, A, B, C, D, z, dt_bias, gap, mask, reset, initial, softplus, 1))
+    return SELECTIVE_SCAN.run(u, dt, A, B, C, D, z, dt_bias, gap, mask, reset, initial, softplus, 1)
 
 
 def _check(

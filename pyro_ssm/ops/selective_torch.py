@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,54 +9,51 @@ from torch import Tensor
 from pyro_ssm.ops.diagonal_scan import diagonal_scan
 from pyro_ssm.ops.linear_scan import linear_scan
 
-__all__ = ["Scan", "selective_composite"]
+__all__ = ["selective_composite"]
 
 _CHUNK = {"cpu": 16}  # steps, measured; elsewhere:
 _LONG_CHUNK = 64
 
 
-class Scan(NamedTuple):
+def selective_composite(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    gap: Tensor | None,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+    groups: int,
+) -> tuple[Tensor, Tensor]:
     """What :func:`~pyro_ssm.ops.selective_scan` and :func:`~pyro_ssm.ops.ssd` share; leading dims broadcast.
 
-    >>> from pyro_ssm.ops.selective_torch import Scan
-    >>> Scan._fields[:3]
-    ('u', 'dt', 'A')
-    """
+    Args:
+        u: ``(..., time, channels)``.
+        dt: ``(..., time, heads)``; heads divide channels.
+        A: ``(..., heads, N)``, or ``(..., heads, 1)``: one decay for all states of a channel.
+        B, C: ``(..., time, groups * N)``; groups divide heads.
+        D, bias: ``(..., heads)`` or None.
+        z: ``(..., time, channels)`` or None.
+        gap, mask, reset: ``(..., time)`` or None.
+        initial: ``(..., channels, N)`` or None.
+        softplus: whether the step is the softplus of ``dt + bias``.
+        groups: of heads that share B and C.
 
-    u: Tensor  # (..., time, channels)
-    dt: Tensor  # (..., time, heads); heads divide channels
-    A: Tensor  # (..., heads, N), or (..., heads, 1): one decay for all states of a channel
-    B: Tensor  # (..., time, groups * N); groups divide heads
-    C: Tensor  # (..., time, groups * N)
-    D: Tensor | None  # (..., heads)
-    z: Tensor | None  # (..., time, channels)
-    bias: Tensor | None  # (..., heads)
-    gap: Tensor | None  # (..., time)
-    mask: Tensor | None  # bool (..., time)
-    reset: Tensor | None  # bool (..., time)
-    initial: Tensor | None  # (..., channels, N)
-    softplus: bool
-    groups: int
-
-    def lead(self) -> torch.Size:
-        """The leading dims, broadcast."""
-        shapes = [x.shape[:-event] for x, event in zip(self, EVENTS, strict=False) if isinstance(x, Tensor)]
-        return torch.broadcast_shapes(*shapes)
-
-
-EVENTS = (2, 2, 2, 2, 2, 1, 2, 1, 1, 1, 1, 2)  # event dims of the tensors of a Scan
-
-
-def selective_composite(scan: Scan) -> tuple[Tensor, Tensor]:
-    """The outputs ``(..., time, channels)`` and the final state ``(..., channels, N)``.
+    Returns:
+        The outputs ``(..., time, channels)`` and the final state ``(..., channels, N)``.
 
     >>> import torch
-    >>> from pyro_ssm.ops.selective_torch import Scan, selective_composite
+    >>> from pyro_ssm.ops.selective_torch import selective_composite
     >>> u = torch.ones(2, 1)
-    >>> selective_composite(Scan(u, u, -u[:1], u, u, None, None, None, None, None, None, None, False, 1))[1]
+    >>> selective_composite(u, u, -u[:1], u, u, None, None, None, None, None, None, None, False, 1)[1]
     tensor([[1.3679]])
     """
-    u, dt, A, B, C, D, z, bias, gap, mask, reset, initial, softplus, groups = scan
     channels, heads, n = u.shape[-1], dt.shape[-1], B.shape[-1] // groups
     here = None if mask is None else mask.unsqueeze(-1)
     u, dt, B, C = (_clean(x, here) for x in (u, dt, B, C))

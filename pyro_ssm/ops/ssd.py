@@ -7,8 +7,7 @@ from torch import Tensor
 
 from pyro_ssm.ops.diagonal_scan import check_steps
 from pyro_ssm.ops.scan_arguments import check_shape, check_together, untimed
-from pyro_ssm.ops.selective_kernel import run_scan
-from pyro_ssm.ops.selective_torch import Scan
+from pyro_ssm.ops.selective_kernel import SELECTIVE_SCAN
 
 __all__ = ["ssd", "ssd_reference"]
 
@@ -101,11 +100,10 @@ def ssd(
     D = None if D is None else untimed("ssd", "D", D, 1)
     groups, heads = B.shape[-2], x.shape[-2:]
     first = None if initial is None else initial.flatten(-3, -2)
-    scan = Scan(
-        x.flatten(-2), dt, A.unsqueeze(-1), B.flatten(-2), C.flatten(-2), D, None, None, None, mask, reset, first,
-        False, groups,
-    )  # fmt: skip
-    y, final = run_scan(scan)
+    B, C = B.flatten(-2), C.flatten(-2)
+    y, final = SELECTIVE_SCAN.run(
+        x.flatten(-2), dt, A.unsqueeze(-1), B, C, D, None, None, None, mask, reset, first, False, groups
+    )
     return y.unflatten(-1, heads), final.unflatten(-2, heads)
 
 

@@ -65,9 +65,10 @@ static inline void weigh(T* __restrict y, const T* __restrict bias, const Window
 
 template <class T> static int convolve_forward_of(const ConvolveArgs& a) {
     auto piece = [&](i64 begin, i64 end) {
+        Scratch<T> memory(Window<T>::scratch(a));
+        if (!memory.data) return false;
         for (i64 item = begin; item < end; ++item) {
-            Scratch<T> memory(Window<T>::scratch(a));
-            if (!memory.data) return false;
+            if (item > begin) memory.clear();
             Window<T> w(a, item, memory);
             const T* bias = a.bias ? at<T>(a.bias, w.s.b * a.bias_b + w.s.first) : w.none;
             for (i64 t = 0; t < a.times; ++t) {
@@ -151,10 +152,11 @@ template <class T> struct WindowGradient {
 
 template <class T> static int convolve_backward_of(const ConvolveArgs& a) {
     auto piece = [&](i64 begin, i64 end) {
+        Scratch<T> memory(WindowGradient<T>::scratch(a));
+        Scratch<double> total(WindowGradient<T>::totals(a));
+        if (!memory.data || !total.data) return false;
         for (i64 item = begin; item < end; ++item) {
-            Scratch<T> memory(WindowGradient<T>::scratch(a));
-            Scratch<double> total(WindowGradient<T>::totals(a));
-            if (!memory.data || !total.data) return false;
+            if (item > begin) { memory.clear(); total.clear(); }
             WindowGradient<T> pass(a, item, memory, total);
             pass.run();
         }

@@ -57,19 +57,19 @@ template <class T> struct Elementary {
         const I power = bits<I>(shifted) - bits<I>(zero + K::round), half = power >> 1;
         return p * bits<V>((half + K::bias) << K::mantissa) * bits<V>((power - half + K::bias) << K::mantissa);
     }
-    // log(1 + e) for 0 <= e <= 1
-    SIMD_INLINE V log1p(V e) {
-        const V s = e / (e + T(2)), s2 = s * s;
+    SIMD_INLINE V logistic(V x) { return T(1) / (T(1) + exp(-x)); }
+    // log(1 + e) for 0 <= e <= 1, where s = e / (2 + e)
+    SIMD_INLINE V log1p_of(V s) {
+        const V s2 = s * s;
         V p = V{} + K::log_series(0);
         for (int i = 1; i < K::log_terms; ++i) p = p * s2 + K::log_series(i);
         return T(2) * (s + s * s2 * p);
     }
-    SIMD_INLINE V logistic(V x) { return T(1) / (T(1) + exp(-x)); }
-    // As torch has it: x itself above 20; and its slope.
-    SIMD_INLINE V softplus(V x) {
-        const V zero = V{};
-        const V soft = choose(x > zero, x, zero) + log1p(exp(choose(x > zero, -x, x)));
-        return choose(x > zero + T(20), x, soft);
+    // As torch has it: x itself above 20. Its slope is the logistic function. (One division for both.)
+    SIMD_INLINE V softplus(V x, V* slope = nullptr) {
+        const V zero = V{}, large = zero + T(20), e = exp(choose(x > zero, -x, x));
+        const V below = T(1) / ((e + T(1)) * (e + T(2)));
+        if (slope) *slope = choose(x > large, zero + T(1), choose(x > zero, zero + T(1), e) * (below * (e + T(2))));
+        return choose(x > large, x, choose(x > zero, x, zero) + log1p_of(e * (below * (e + T(1)))));
     }
-    SIMD_INLINE V softplus_slope(V x) { return choose(x > V{} + T(20), V{} + T(1), logistic(x)); }
 };

@@ -1,24 +1,35 @@
 // The gradient of the scan: chunk by chunk from the last, each first run forward again from the state that was kept.
 
-// Sums over the channels of a part, W at a time: gradients of B and C (Q, n, W), of the gap (Q, W).
+// Sums over the channels of a part: gradients of B and C, for NB states at a time (Q, NB), and of the gap (Q).
 template <class T> struct Sums { T *B, *C, *gap; };
+
+// sums (ROWS) += the sums over the lanes of x (ROWS, W); x is used up.
+template <class T, int ROWS> SIMD_INLINE void fold(T* sums, typename Simd<T>::V* x) {
+    typedef Simd<T> S;
+    for (int r = 0; r < ROWS; r += S::W) S::store(sums + r, S::load(sums + r) + S::totals(x + r));
+}
 
 // Of one tile and chunk.
 template <class T> struct Local {
     typedef typename Simd<T>::V V;
-    V out[Q];               // gradient of C h + D u
-    V value[Q];             // C h + D u
-    V decay[Q], of_decay[Q];// SHARED: the decay and its gradient
+    alignas(64) V out[Q];  // gradient of C h + D u
+    V value[Q];            // C h + D u
+    V decay[Q], of_decay[Q];  // SHARED: the decay and its gradient
     V of_delta[Q], of_drive[Q];
+    V soft[Q], slope[Q];      // of the step before its gap; the slope of softplus
+    V gate[Q];                // logistic(z)
 };
 
 template <class T, bool SHARED, int NB>
-static inline void retreat(const Row<T>& r, i64 k, bool first_tile, const T* A, const T* before, T* adjoint,
+static inline void retreat(const Row<T>& r, i64 k, const T* A, const T* before, T* adjoint,
                            double* of_A, Local<T>& g, const Sums<T>& sums) {
     typedef Simd<T> S;
     typedef typename S::V V;
     constexpr i64 W = S::W;
-    V after[(Q + 1) * NB], decay[SHARED ? 1 : Q * NB], x[NB], rate[NB], rate_sum[NB];
+    alignas(64) V after[(Q + 1) * NB], decay[SHARED ? 1 : Q * NB];
+    alignas(64) V from_B[Q * NB], from_C[Q * NB];
+    V x[NB], rate[NB], rate_sum[NB];
+    for (i64 i = r.steps * NB; i < Q * NB; ++i) from_B[i] = from_C[i] = V{};
     for (int j = 0; j < NB; ++j) {
         after[j] = S::load(before + (k + j) * W);
         rate[j] = SHARED ? V{} : S::load(A + (k + j) * W);
@@ -43,13 +54,11 @@ static inline void retreat(const Row<T>& r, i64 k, bool first_tile, const T* A, 
         const V* h = after + q * NB;
         const V out = g.out[q], delta = r.delta[q], drive = r.drive[q], shared = SHARED ? g.decay[q] : V{};
         V of_delta = V{}, of_drive = g.of_drive[q], of_decay = V{};
-        T *sum_B = sums.B + (q * r.n + k) * W, *sum_C = sums.C + (q * r.n + k) * W;
         for (int j = 0; j < NB; ++j) {
             x[j] += out * C[j];
             of_drive += x[j] * B[j];
-            const V from_B = x[j] * drive, from_C = out * h[NB + j];
-            S::store(sum_B + j * W, first_tile ? from_B : S::load(sum_B + j * W) + from_B);
-            S::store(sum_C + j * W, first_tile ? from_C : S::load(sum_C + j * W) + from_C);
+            from_B[q * NB + j] = x[j] * drive;
+            from_C[q * NB + j] = out * h[NB + j];
             if (r.fresh[q]) { x[j] = V{}; continue; }
             const V a = SHARED ? shared : decay[q * NB + j];
             if (SHARED) {
@@ -70,6 +79,8 @@ static inline void retreat(const Row<T>& r, i64 k, bool first_tile, const T* A, 
         S::store(adjoint + (k + j) * W, x[j]);
         if (!SHARED) S::add_to(of_A + (k + j) * W, rate_sum[j]);
     }
+    fold<T, Q * NB>(sums.B + k * Q, from_B);
+    fold<T, Q * NB>(sums.C + k * Q, from_C);
 }
 
 template <class T, bool SHARED> struct Backward {
@@ -77,6 +88,7 @@ template <class T, bool SHARED> struct Backward {
     typedef Elementary<T> E;
     typedef typename S::V V;
     static constexpr i64 W = S::W;
+    static constexpr int NB = 4;
     const SelectiveArgs& a;
     Row<T> r;
     Local<T> g;
@@ -85,7 +97,7 @@ template <class T, bool SHARED> struct Backward {
     double *of_A, *of_D, *of_bias;
 
     static i64 scratch(const SelectiveArgs& a, const Cut<T>& cut) {
-        return Row<T>::scratch(a, cut) + (cut.tiles * a.n + a.n + 2 * Q * a.n + Q) * W;
+        return Row<T>::scratch(a, cut) + (cut.tiles + 1) * a.n * W + (2 * a.n + 1) * Q;
     }
     static i64 totals(const SelectiveArgs& a, const Cut<T>& cut) { return cut.tiles * (a.decays + 2) * W; }
 
@@ -93,7 +105,7 @@ template <class T, bool SHARED> struct Backward {
         : a(args), r(args, cut, item, memory, true) {
         adjoint = memory.take(cut.tiles * a.n * W);
         before = memory.take(a.n * W);
-        sums = {memory.take(Q * a.n * W), memory.take(Q * a.n * W), memory.take(Q * W)};
+        sums = {memory.take(Q * a.n), memory.take(Q * a.n), memory.take(Q)};
         of_A = total.take(cut.tiles * a.decays * W); of_D = total.take(cut.tiles * W); of_bias = total.take(cut.tiles * W);
         if (a.grad_final) r.transpose(adjoint, at<T>(a.grad_final, (r.b * a.channels + r.first) * r.n));
     }
@@ -102,20 +114,26 @@ template <class T, bool SHARED> struct Backward {
             r.begin_chunk(t);
             if (a.grad_dt && r.share > 1)
                 for (i64 q = 0; q < r.steps; ++q) zero(at<T>(a.grad_dt, (r.b * a.times + t + q) * a.heads + r.first / r.share), r.width / r.share);
+            zero(sums.B, Q * r.n); zero(sums.C, Q * r.n); zero(sums.gap, Q);
             for (i64 i = 0; i < r.tiles(); ++i) tile(i);
             for (i64 q = 0; q < r.steps; ++q) {
-                for (i64 k = 0; k < r.n; ++k) {
-                    const i64 to = ((r.b * a.times + t + q) * a.groups + r.group) * r.n + k;
-                    if (sum_B) sum_B[to] = S::total(sums.B + (q * r.n + k) * W);
-                    if (sum_C) sum_C[to] = S::total(sums.C + (q * r.n + k) * W);
-                }
-                if (sum_gap) sum_gap[r.b * a.times + t + q] = S::total(sums.gap + q * W);
+                const i64 row = r.b * a.times + t + q, to = (row * a.groups + r.group) * r.n;
+                if (sum_B) write(sum_B + to, sums.B, q);
+                if (sum_C) write(sum_C + to, sums.C, q);
+                if (sum_gap) sum_gap[row] = sums.gap[q];
             }
         }
         if (a.grad_initial) r.transpose_back(at<T>(a.grad_initial, (r.b * a.channels + r.first) * r.n), adjoint);
         if (a.grad_A) to_heads(at<T>(a.grad_A, r.b * a.heads * a.decays), of_A, a.decays);
         if (a.grad_D) to_heads(at<T>(a.grad_D, r.b * a.heads), of_D, 1);
         if (a.grad_bias) to_heads(at<T>(a.grad_bias, r.b * a.heads), of_bias, 1);
+    }
+    // One step of the sums over channels, which are in blocks of NB states and then one by one.
+    void write(T* out, const T* sum, i64 q) const {
+        i64 k = 0;
+        for (; k + NB <= r.n; k += NB)
+            for (i64 j = 0; j < NB; ++j) out[k + j] = sum[k * Q + q * NB + j];
+        for (; k < r.n; ++k) out[k] = sum[k * Q + q];
     }
     static void zero(T* p, i64 count) { for (i64 i = 0; i < count; ++i) p[i] = T(0); }
     // (tiles, k, W), summed over the channels of each head, to (heads, k)
@@ -129,9 +147,8 @@ template <class T, bool SHARED> struct Backward {
             }
     }
     void tile(i64 i) {
-        constexpr int NB = 4;
         r.begin_tile(i);
-        r.read_steps();
+        r.read_steps(g.soft, g.slope);
         const T* A = r.A + i * a.decays * W;
         T* x = adjoint + i * r.n * W;
         const i64 chunk = r.t0 / Q;
@@ -144,7 +161,8 @@ template <class T, bool SHARED> struct Backward {
                 out = S::load(at<T>(a.grad_y, (r.b * a.times + r.t0 + q) * a.channels + r.c0), r.count);
                 if (a.z) {
                     const V z = S::load(r.of_channels(a.z, a.z_b, a.z_t, q), r.count);
-                    out *= z * E::logistic(z);
+                    g.gate[q] = E::logistic(z);
+                    out *= z * g.gate[q];
                 }
             }
             g.out[q] = out;
@@ -153,13 +171,12 @@ template <class T, bool SHARED> struct Backward {
             if (SHARED) g.decay[q] = E::exp(r.delta[q] * S::load(A));
         }
         i64 k = 0;
-        for (; k + NB <= r.n; k += NB) retreat<T, SHARED, NB>(r, k, i == 0, A, before, x, of_A + i * a.decays * W, g, sums);
-        for (; k < r.n; ++k) retreat<T, SHARED, 1>(r, k, i == 0, A, before, x, of_A + i * a.decays * W, g, sums);
+        for (; k + NB <= r.n; k += NB) retreat<T, SHARED, NB>(r, k, A, before, x, of_A + i * a.decays * W, g, sums);
+        for (; k < r.n; ++k) retreat<T, SHARED, 1>(r, k, A, before, x, of_A + i * a.decays * W, g, sums);
         finish(i, A, D);
     }
     // From the gradients of step, drive and output to those of the arguments.
     void finish(i64 i, const T* A, V D) {
-        const V beta = r.bias();
         V rate_sum = V{}, D_sum = V{}, bias_sum = V{};
         for (i64 q = 0; q < r.steps; ++q) {
             if (SHARED) {
@@ -170,13 +187,13 @@ template <class T, bool SHARED> struct Backward {
             const i64 row = r.b * a.times + r.t0 + q, to = row * a.channels + r.c0;
             V of_gap = V{}, of_step = V{}, of_u = V{}, of_z = V{};
             if (r.live[q]) {
-                const V of_delta = g.of_delta[q] + g.of_drive[q] * r.input[q], x = r.raw_step(q, beta);
+                const V of_delta = g.of_delta[q] + g.of_drive[q] * r.input[q];
                 of_u = g.of_drive[q] * r.delta[q] + g.out[q] * D;
                 of_step = of_delta * r.gap(q);
-                if (a.softplus) of_step *= E::softplus_slope(x);
-                if (a.grad_gap) of_gap = of_delta * (a.softplus ? E::softplus(x) : x);
+                if (a.softplus) of_step *= g.slope[q];
+                of_gap = of_delta * g.soft[q];
                 if (a.grad_z && a.grad_y) {
-                    const V z = S::load(r.of_channels(a.z, a.z_b, a.z_t, q), r.count), s = E::logistic(z);
+                    const V z = S::load(r.of_channels(a.z, a.z_b, a.z_t, q), r.count), s = g.gate[q];
                     of_z = S::load(at<T>(a.grad_y, to), r.count) * g.value[q] * s * (T(1) + z * (T(1) - s));
                 }
                 bias_sum += of_step;
@@ -186,7 +203,7 @@ template <class T, bool SHARED> struct Backward {
             if (a.grad_z) S::store(at<T>(a.grad_z, to), of_z, r.count);
             if (a.grad_dt && r.share == 1) S::store(at<T>(a.grad_dt, row * a.heads + r.c0), of_step, r.count);
             else if (a.grad_dt) scatter(at<T>(a.grad_dt, row * a.heads), of_step);
-            S::store(sums.gap + q * W, i ? S::load(sums.gap + q * W) + of_gap : of_gap);
+            if (a.grad_gap) sums.gap[q] += S::sum(of_gap);
         }
         if (SHARED) S::add_to(of_A + i * W, rate_sum);
         S::add_to(of_D + i * W, D_sum);
@@ -195,7 +212,7 @@ template <class T, bool SHARED> struct Backward {
     void scatter(T* out, V v) const {
         T x[W];
         S::store(x, v);
-        if (r.head[0] == r.head[r.count - 1]) { out[r.head[0]] += S::total(x); return; }  // other lanes are 0
+        if (r.head[0] == r.head[r.count - 1]) { out[r.head[0]] += S::sum(v); return; }  // other lanes are 0
         for (i64 l = 0; l < r.count; ++l) out[r.head[l]] += x[l];
     }
 };
@@ -212,16 +229,11 @@ static int selective_backward_all(const SelectiveArgs& a) {
     T* of_C = a.grad_C && many_B ? shares.take(cut.parts * sums) : (T*)a.grad_C;
     T* of_gap = a.grad_gap && many_gap ? shares.take(cut.parts * a.groups * gaps) : (T*)a.grad_gap;
     auto piece = [&](i64 begin, i64 end) {
-        const i64 size = Backward<T, SHARED>::scratch(a, cut), total_size = Backward<T, SHARED>::totals(a, cut);
-        Scratch<T> memory(size);
-        Scratch<double> total(total_size);
+        Scratch<T> memory(Backward<T, SHARED>::scratch(a, cut));
+        Scratch<double> total(Backward<T, SHARED>::totals(a, cut));
         if (!memory.data || !total.data) return false;
         for (i64 item = begin; item < end; ++item) {
-            if (item > begin) {
-                memory.next = memory.data; total.next = total.data;
-                std::memset((void*)memory.data, 0, sizeof(T) * size);
-                std::memset((void*)total.data, 0, sizeof(double) * total_size);
-            }
+            if (item > begin) { memory.clear(); total.clear(); }
             Backward<T, SHARED> pass(a, cut, item, memory, total);
             const i64 part = many_B ? pass.r.part * sums : 0;
             const i64 gap = many_gap ? (pass.r.part * a.groups + pass.r.group) * gaps : 0;

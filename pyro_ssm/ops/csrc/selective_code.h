@@ -3,6 +3,7 @@
 // instructions on, and includes this file again.
 #if !defined(PYRO_SSM_SYSTEM_HEADERS)
 #define PYRO_SSM_SYSTEM_HEADERS
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 

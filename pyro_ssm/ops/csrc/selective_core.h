@@ -11,13 +11,26 @@ static int in_parallel(void* parallel_for, i64 count, Fn& fn) {
     return failed ? 2 : 0;
 }
 
-// Memory for one thread, zeroed, freed at the end of the scope; null where there is none left.
+// Memory for one thread, zeroed, in pieces that begin on a cache line; freed at the end of the scope. `data` is null where
+// there is none left.
 template <class T> struct Scratch {
+    static constexpr i64 line = 64, pieces = 16;
+    void* block;
     T *data, *next;
-    explicit Scratch(i64 count) : data((T*)std::calloc((size_t)(count + 16), sizeof(T))), next(data) {}
+    i64 size;
+    explicit Scratch(i64 count) : size(count * (i64)sizeof(T) + pieces * line) {
+        block = std::calloc((size_t)(size + line), 1);
+        data = block ? (T*)(((uintptr_t)block + line - 1) / line * line) : nullptr;
+        next = data;
+    }
     Scratch(const Scratch&) = delete;
-    ~Scratch() { std::free(data); }
-    T* take(i64 count) { T* p = next; next += count; return p; }
+    ~Scratch() { std::free(block); }
+    T* take(i64 count) {
+        T* piece = next;
+        next = (T*)((char*)next + (count * (i64)sizeof(T) + line - 1) / line * line);
+        return piece;
+    }
+    void clear() { next = data; std::memset((void*)data, 0, (size_t)size); }
 };
 
 // How the work is cut: for each row of the batch and group, `parts` ranges of channels. It depends on sizes alone, so
@@ -56,7 +69,7 @@ template <class T> struct Row {
     T *A, *state;            // (tiles, decays, W), (tiles, n, W)
     // of a tile:
     i64 c0, count, head[W];
-    V delta[Q], input[Q], drive[Q];  // step, u, step times u; 0 where skipped
+    alignas(64) V delta[Q], input[Q], drive[Q];  // step, u, step times u; 0 where skipped
 
     static i64 scratch(const SelectiveArgs& a, const Cut<T>& cut) {
         return 2 * Q * a.n + cut.tiles * W * (a.decays + a.n);
@@ -118,13 +131,15 @@ template <class T> struct Row {
     const T* of_channels(const void* p, i64 stride_b, i64 stride_t, i64 q) const {
         return at<T>(p, b * stride_b + (t0 + q) * stride_t + c0);
     }
-    V raw_step(i64 q, V bias) const { return of_heads(at<T>(a.dt, b * a.dt_b + (t0 + q) * a.dt_t)) + bias; }
-    void read_steps() {
+    // Also the steps before the gap, and the slope of softplus, where they are wanted.
+    void read_steps(V* soft = nullptr, V* slope = nullptr) {
         const V beta = bias();
         for (i64 q = 0; q < steps; ++q) {
             if (!live[q]) { delta[q] = input[q] = drive[q] = V{}; continue; }
-            const V x = raw_step(q, beta);
-            delta[q] = (a.softplus ? E::softplus(x) : x) * gap(q);
+            V x = of_heads(at<T>(a.dt, b * a.dt_b + (t0 + q) * a.dt_t)) + beta;
+            if (a.softplus) x = E::softplus(x, slope ? slope + q : nullptr);
+            if (soft) soft[q] = x;
+            delta[q] = x * gap(q);
             input[q] = S::load(of_channels(a.u, a.u_b, a.u_t, q), count);
             drive[q] = delta[q] * input[q];
         }

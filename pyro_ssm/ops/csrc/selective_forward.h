@@ -33,7 +33,7 @@ static void forward_row(const SelectiveArgs& a, const Cut<T>& cut, i64 item, Scr
     constexpr i64 W = S::W;
     constexpr int NB = SHARED ? 8 : 4;
     Row<T> r(a, cut, item, memory, true);
-    V decay[Q], sums[Q];
+    alignas(64) V decay[Q], sums[Q];
     for (i64 t = 0; t < a.times; t += Q) {
         r.begin_chunk(t);
         for (i64 tile = 0; tile < r.tiles(); ++tile) {
@@ -114,11 +114,10 @@ static int selective_forward_of(const SelectiveArgs& a) {
     const auto row = a.decays == 1 && a.n > 1 ? (few ? forward_few<T, true> : forward_row<T, true>)
                                               : (few ? forward_few<T, false> : forward_row<T, false>);
     auto piece = [&](i64 begin, i64 end) {
-        const i64 size = Row<T>::scratch(a, cut) + 4 * Simd<T>::W;
-        Scratch<T> memory(size);
+        Scratch<T> memory(Row<T>::scratch(a, cut) + 4 * Simd<T>::W);
         if (!memory.data) return false;
         for (i64 item = begin; item < end; ++item) {
-            if (item > begin) { memory.next = memory.data; std::memset((void*)memory.data, 0, sizeof(T) * size); }
+            if (item > begin) memory.clear();
             row(a, cut, item, memory);
         }
         return true;

@@ -22,6 +22,19 @@ template <class T> struct Native {
     typedef T type __attribute__((vector_size(PYRO_SSM_BYTES), aligned(sizeof(T)), may_alias));
     typedef typename Integer<T>::type integer __attribute__((vector_size(PYRO_SSM_BYTES), aligned(sizeof(T)), may_alias));
 };
+// x0 y0 x1 y1 ... of the lower, of the upper halves of x and y.
+template <int UPPER, class V, class I> SIMD_INLINE V interleave(V x, V y, I) {
+    constexpr int W = sizeof(V) / sizeof(x[0]);
+#if defined(__clang__)
+    V z;
+    for (int l = 0; l < W; ++l) z[l] = (l % 2 ? y : x)[l / 2 + UPPER * (W / 2)];
+    return z;
+#else
+    I from;
+    for (int l = 0; l < W; ++l) from[l] = l % 2 * W + l / 2 + UPPER * (W / 2);
+    return __builtin_shuffle(x, y, from);
+#endif
+}
 // where(c) a else b, lane by lane; c is what a comparison of two such gives.
 template <class C, class V> SIMD_INLINE V choose(C c, V a, V b) { return c ? a : b; }
 template <class To, class From> SIMD_INLINE To bits(From x) { return (To)x; }
@@ -62,17 +75,14 @@ template <class T> struct Simd {
         for (i64 l = 0; l < count; ++l) x[l] = p[index[l]];
         return load(x);
     }
-    // The sum of the W numbers at p.
-    SIMD_INLINE T total(const T* p) {
-        T x[W < 4 ? W : 4];
-        for (int l = 0; l < (W < 4 ? W : 4); ++l) {
-            T sum = p[l];
-            for (int k = 4; k + l < W; k += 4) sum += p[k + l];
-            x[l] = sum;
-        }
-        if (W == 1) return x[0];
-        if (W == 2) return x[0] + x[W > 1 ? 1 : 0];
-        return (x[0] + x[W > 2 ? 2 : 0]) + (x[W > 1 ? 1 : 0] + x[W > 3 ? 3 : 0]);
+    // Of W registers, the sums over their lanes: lane r of the result is that of x[r]. The registers are used up.
+    template <int HALF = W / 2> SIMD_INLINE V totals(V* x) {
+#if defined(__GNUC__) && PYRO_SSM_BYTES > 8
+        for (int i = 0; i < HALF; ++i)
+            x[i] = interleave<0>(x[i], x[i + HALF], I{}) + interleave<1>(x[i], x[i + HALF], I{});
+        if constexpr (HALF > 1) return totals<HALF / 2>(x);
+#endif
+        return x[0];
     }
     SIMD_INLINE void add_to(double* sum, V v) {
         T x[W];
@@ -82,6 +92,8 @@ template <class T> struct Simd {
     SIMD_INLINE T sum(V v) {
         T x[W];
         store(x, v);
-        return total(x);
+        for (int width = W / 2; width > 0; width /= 2)
+            for (int l = 0; l < width; ++l) x[l] += x[l + width];
+        return x[0];
     }
 };
