@@ -12,14 +12,28 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.composite import composite_backward, transformed
 from pyro_ssm.ops.operator import Way, address, define, way_of
 
-__all__ = ["Argument", "BatchedOperator"]
+__all__ = ["Argument", "BatchedOperator", "Plan", "looked_at"]
 
 _HALVES = (torch.float16, torch.bfloat16)
+_PLAIN = (Tensor, torch.nn.Parameter)
+_PLANS = 256  # kept at most
+
+
+def looked_at() -> bool:
+    """Whether a dispatch mode, forward mode or a tracer may look at what plain tensors do.
+
+    >>> from pyro_ssm.ops.batched_operator import looked_at
+    >>> looked_at()
+    False
+    """
+    modes, level = getattr(torch._C, "_len_torch_dispatch_stack", None), getattr(forward_ad, "_current_level", 0)
+    return modes is None or modes() > 0 or level >= 0 or torch.jit.is_tracing()
 
 
 class Argument(NamedTuple):
@@ -36,6 +50,21 @@ class Argument(NamedTuple):
     solid: int = 1  # last dims that must be contiguous
     differentiable: bool = True
     optional: bool = False
+
+
+class Plan(NamedTuple):
+    """A call of the forward kernel, but for the addresses.
+
+    >>> from pyro_ssm.ops.batched_operator import Plan
+    >>> Plan._fields[0]
+    'struct'
+    """
+
+    struct: Any
+    places: Sequence[int]  # of the addresses of tensors
+    result: int  # of the address of y, before that of the final state
+    y: torch.Size
+    final: torch.Size
 
 
 class BatchedOperator:
@@ -75,6 +104,7 @@ class BatchedOperator:
         self.name, self.arguments, self.composite = name, tuple(arguments), composite
         self.sizes, self.shapes, self.functions, self.keeps = sizes, shapes, functions, keeps
         self.count = len(self.arguments)
+        self.plans: dict[tuple, Plan] = {}
         self.differentiable = [i for i, x in enumerate(self.arguments) if x.differentiable]
         tensors = ", ".join(f"Tensor{'?' if x.optional else ''} {x.name}" for x in self.arguments)
         schema = f"{tensors}, {options}" if options else tensors
@@ -119,8 +149,7 @@ class BatchedOperator:
         compiled = first.device.type == "cpu" and library().functions is not None
         way = way_of(*tensors) if compiled else Way.TRANSFORM
         if way is Way.TRANSFORM:
-            with torch.autocast(first.device.type, enabled=False):
-                return self.composite(*arguments)
+            return self.composite(*arguments)
         flat, lead = self._flat(arguments)
         if way is Way.GRADIENT:
             y, final = self.function.apply(*flat)
@@ -131,6 +160,70 @@ class BatchedOperator:
         if len(lead) == 1:
             return y, final
         return y.reshape(lead + y.shape[1:]), final.reshape(lead + final.shape[1:])
+
+    def recall(self, signature: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+        """``(y, final)`` by a plan that :meth:`remember` made for arguments of these shapes; None where there is none.
+
+        Single steps are short: to check and to arrange their arguments each time anew would cost more than the kernel.
+        """
+        if torch.compiler.is_compiling():
+            return None
+        tensors, key, graph = [], [], torch.is_grad_enabled()
+        for x in signature:
+            if type(x) in _PLAIN:
+                if not x.is_cpu or (graph and x.requires_grad):
+                    return None
+                tensors.append(x)
+                key.append((x.shape, x.stride(), x.dtype))
+            else:
+                key.append(x)
+        plan = self.plans.get(tuple(key))
+        functions, _, _, parallel_for = library()
+        if plan is None or functions is None or looked_at():
+            return None
+        struct = type(plan.struct).from_buffer_copy(plan.struct)
+        try:
+            for place, x in zip(plan.places, tensors, strict=True):
+                struct[place] = x.data_ptr()
+        except RuntimeError:  # inside a transform
+            return None
+        first = tensors[0]
+        y, final = first.new_empty(plan.y), first.new_empty(plan.final)
+        struct[plan.result], struct[plan.result + 1] = y.data_ptr(), final.data_ptr()
+        struct[plan.result + 2 + self.keeps] = parallel_for
+        if getattr(functions, self.functions[0])(struct):
+            raise MemoryError(f"{self.name}: not enough memory")
+        return y, final
+
+    def remember(self, signature: Sequence[Any], arguments: Sequence[Any], y: Tensor, final: Tensor) -> None:
+        """Keep how a call was arranged, where :meth:`run` took ``arguments`` to the kernel as they stood in memory.
+
+        Args:
+            signature: what the user gave; its tensors are those of ``arguments`` in the same order, maybe reshaped.
+            arguments: of :meth:`run`.
+            y, final: what the user got.
+        """
+        given = [x for x in signature if isinstance(x, Tensor)]
+        if len(self.plans) > _PLANS:
+            self.plans.clear()
+        if y.numel() == 0 or way_of(*given) is not Way.KERNEL or library().functions is None or not y.is_cpu:
+            return
+        if y.dtype in _HALVES or final.dtype != y.dtype:
+            return
+        flat, _ = self._flat(arguments)
+        fields, _ = self._fields(flat)
+        pointers = [x.data_ptr() for x in given]
+        places, start = [], 1 + len(self.sizes(*flat))
+        for x, spec in zip(flat, self.arguments, strict=False):
+            if x is not None:
+                places.append(start)
+            start += 3 if spec.timed else 2
+        if [fields[place] for place in places] != pointers:  # something was copied
+            return
+        rest = 3 + self.keeps + 2 + len(self.differentiable)
+        struct = (ctypes.c_int64 * (len(fields) + rest))(*fields)
+        key = tuple((x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x for x in signature)
+        self.plans[key] = Plan(struct, places, len(fields), y.shape, final.shape)
 
     def _flat(self, arguments: Sequence[Any]) -> tuple[list[Any], torch.Size]:
         """The arguments with one leading dim each, and all leading dims."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_ssm.ops.convolve_kernel import CAUSAL_CONV1D
+from pyro_ssm.ops.convolve_kernel import CAUSAL_CONV1D, MAX_TAPS, convolve_composite
 from pyro_ssm.ops.diagonal_scan import check_steps
 from pyro_ssm.ops.scan_arguments import check_shape, check_together, untimed
 
@@ -80,6 +80,10 @@ def causal_conv1d(
     >>> causal_conv1d(torch.tensor([[1.0], [2.0]]), torch.tensor([[10.0, 1.0]]))[0].squeeze(-1)
     tensor([ 1., 12.])
     """
+    given = (x, weight, bias, initial, mask, reset)
+    known = CAUSAL_CONV1D.recall(given)
+    if known is not None:
+        return known
     name = "causal_conv1d"
     if x.dim() < 2 or weight.dim() < 2 or weight.shape[-2] != x.shape[-1]:
         raise ValueError(
@@ -93,4 +97,9 @@ def causal_conv1d(
     check_together(name, x=x, weight=weight, bias=bias, initial=initial, mask=mask, reset=reset)
     weight = untimed(name, "weight", weight, 2)
     bias = None if bias is None else untimed(name, "bias", bias, 1)
-    return CAUSAL_CONV1D.run(x, weight, bias, initial, mask, reset)
+    arguments = (x, weight, bias, initial, mask, reset)
+    if taps > MAX_TAPS:
+        return convolve_composite(*arguments)
+    y, final = CAUSAL_CONV1D.run(*arguments)
+    CAUSAL_CONV1D.remember(given, arguments, y, final)
+    return y, final

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from pyro_ssm.ops.batched_operator import Argument, BatchedOperator
 
-__all__ = ["CAUSAL_CONV1D", "convolve_composite"]
+__all__ = ["CAUSAL_CONV1D", "MAX_TAPS", "convolve_composite"]
+
+MAX_TAPS = 64  # of csrc/convolve.h
 
 
 def convolve_composite(

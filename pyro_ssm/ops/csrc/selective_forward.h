@@ -71,7 +71,7 @@ static void forward_few(const SelectiveArgs& a, const Cut<T>& cut, i64 item, Scr
     typedef typename S::V V;
     constexpr i64 W = S::W;
     Row<T> r(a, cut, item, memory, false);
-    T *y = memory.take(W), *delta = memory.take(W), *drive = memory.take(W), *decay = memory.take(W);
+    T *delta = memory.take(W), *drive = memory.take(W), *decay = memory.take(W);
     for (i64 t = 0; t < a.times; ++t) {
         r.begin_chunk(t);
         r.steps = 1;
@@ -81,6 +81,8 @@ static void forward_few(const SelectiveArgs& a, const Cut<T>& cut, i64 item, Scr
             S::store(delta, r.delta[0]);
             S::store(drive, r.drive[0]);
             if (SHARED) S::store(decay, Elementary<T>::exp(r.delta[0] * S::load(r.A + tile * W)));
+            alignas(64) V sums[W];
+            for (i64 l = r.count; l < W; ++l) sums[l] = V{};
             for (i64 l = 0; l < r.count; ++l) {
                 const i64 c = r.c0 + l;
                 T* now = at<T>(a.final, (r.b * a.channels + c) * r.n);
@@ -90,14 +92,14 @@ static void forward_few(const SelectiveArgs& a, const Cut<T>& cut, i64 item, Scr
                 for (i64 k = 0; k < r.n; k += W) {
                     const i64 rest = r.n - k;
                     const V h = before && !r.fresh[0] ? S::load(before + k, rest) : V{};
-                    const V rate = SHARED ? S::all(decay[l]) : Elementary<T>::exp(S::load(A + k, rest) * delta[l]);
-                    const V next = rate * h + S::load(r.B + k, rest) * drive[l];
+                    const V decays = SHARED ? S::all(decay[l]) : Elementary<T>::exp(S::load(A + k, rest) * delta[l]);
+                    const V next = decays * h + S::load(r.B + k, rest) * drive[l];
                     S::store(now + k, next, rest);
                     sum += next * S::load(r.C + k, rest);
                 }
-                y[l] = S::sum(sum);
+                sums[l] = sum;
             }
-            V out = S::load(y) + r.direct() * r.input[0];
+            V out = S::totals(sums) + r.direct() * r.input[0];
             if (a.z && r.live[0]) {
                 const V z = S::load(r.of_channels(a.z, a.z_b, a.z_t, 0), r.count);
                 out *= z * Elementary<T>::logistic(z);
@@ -117,7 +119,8 @@ static int selective_forward_of(const SelectiveArgs& a) {
         Scratch<T> memory(Row<T>::scratch(a, cut) + 4 * Simd<T>::W);
         if (!memory.data) return false;
         for (i64 item = begin; item < end; ++item) {
-            if (item > begin) memory.clear();
+            if (item > begin && few) memory.next = memory.data;
+            else if (item > begin) memory.clear();
             row(a, cut, item, memory);
         }
         return true;
