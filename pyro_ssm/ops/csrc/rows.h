@@ -8,7 +8,7 @@ constexpr i64 MAX_DIMS = 6;
 // The sizes of the leading dims, the innermost first.
 struct Rows { i64 size[MAX_DIMS]; };
 
-// One array: where it begins, and its strides in elements over the leading dims and over time; 0 repeats.
+// One array: where it begins, and its strides over the leading dims and over time; 0 repeats.
 struct Array { const void* data; i64 of[MAX_DIMS]; i64 t; };
 
 static inline i64 row_count(const Rows& rows) {
