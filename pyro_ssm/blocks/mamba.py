@@ -137,9 +137,7 @@ class Mamba(_Convolving):
         (z,) = rest
         low, B, C = self.select(x).split([self.step_rank, self.state_size, self.state_size], -1)
         step, A = self.to_step(low), -self.log_A.exp()
-        return selective_scan(
-            x, step, A, B, C, self.direct, z, dt_bias=self.step_bias, softplus=True, gap=gap, **steps
-        )
+        return selective_scan(x, step, A, B, C, self.direct, z, dt_bias=self.step_bias, softplus=True, gap=gap, **steps)
 
 
 class Mamba2(_Convolving):

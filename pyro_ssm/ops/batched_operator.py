@@ -149,7 +149,10 @@ class BatchedOperator:
         compiled = first.device.type == "cpu" and library().functions is not None
         way = way_of(*tensors) if compiled else Way.TRANSFORM
         if way is Way.TRANSFORM:
-            return self.composite(*arguments)
+            if first.device.type not in ("cpu", "cuda"):
+                return self.composite(*arguments)
+            with torch.autocast(first.device.type, enabled=False):
+                return self.composite(*arguments)
         flat, lead = self._flat(arguments)
         if way is Way.GRADIENT:
             y, final = self.function.apply(*flat)
@@ -229,8 +232,9 @@ class BatchedOperator:
         """The arguments with one leading dim each, and all leading dims."""
         pairs = list(zip(arguments, self.arguments, strict=False))
         first = arguments[0].shape[: -self.arguments[0].event]
-        leads = {x.shape[: x.dim() - spec.event] for x, spec in pairs if x is not None}
-        lead = first if leads <= {first, (), (1,)} and len(first) == 1 else torch.broadcast_shapes(*leads)
+        leads = [x.shape[: x.dim() - spec.event] for x, spec in pairs if x is not None]
+        simple = len(first) == 1 and all(len(outer) == 0 or outer in (first, (1,)) for outer in leads)
+        lead = first if simple else torch.broadcast_shapes(*leads)
         flat = list(arguments)
         for i, (x, spec) in enumerate(pairs):
             if x is None or (x.dim() == spec.event + 1 and len(lead) == 1):
@@ -333,7 +337,8 @@ class BatchedOperator:
         present = iter(saved)
         arguments = [next(present) if there else None for there in ctx.there] + list(ctx.options)
         wanted = [ctx.needs_input_grad[i] for i in self.differentiable]
-        compiling = torch.compiler.is_compiling()
+        # the tensors of a graph that is being traced are of a class of their own
+        compiling = torch.compiler.is_compiling() or any(type(x) not in _PLAIN for x in saved)
         if not compiling and (torch.is_grad_enabled() or any(g is not None and transformed(g) for g in grads[:2])):
             found: Sequence[Tensor | None] = self._by_composite(arguments, wanted, grads[:2])
         else:

@@ -1,7 +1,7 @@
 """``torch.ops.pyro_ssm.selective_scan``: the kernels of ``csrc/selective_scan.h``.
 
-One operator serves :func:`~pyro_ssm.ops.selective_scan` (a head is a channel) and :func:`~pyro_ssm.ops.ssd` (the channels
-of a head share a step and one decay).
+One operator serves :func:`~pyro_ssm.ops.selective_scan` (a head is a channel) and :func:`~pyro_ssm.ops.ssd` (the
+channels of a head share a step and one decay).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The selective scan in plain torch, differentiable to any order: where no library is, and where a transform looks in."""
+"""The selective scan in plain torch, to any order of derivative: where no library is, or a transform looks in."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def selective_composite(
             u.unflatten(-1, of_heads),
             dt,
             A.squeeze(-1),
-            *(x.unflatten(-1, (groups, n)) for x in (B, C)),
+            B.unflatten(-1, (groups, n)),
+            C.unflatten(-1, (groups, n)),
             reset,
             None if initial is None else initial.unflatten(-2, of_heads),
         )

@@ -11,6 +11,7 @@ from pyro_ssm.ops.selective_kernel import SELECTIVE_SCAN
 
 __all__ = ["ssd", "ssd_reference"]
 
+
 def ssd_reference(
     x: Tensor,
     dt: Tensor,

@@ -1,11 +1,5 @@
-"""The compiled selective scan, its dual form and the short convolution: equal to their loops, with and without library."""
+"""The compiled selective scan, its dual form and the short convolution equal their loops; so does plain torch."""
 
-import ctypes
-import os
-import subprocess
-import sys
-
-import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -59,6 +53,8 @@ CASES = [(name, i) for name in OPS for i in range(len(SIZES[name]))]
 @pytest.mark.parametrize("L", LENGTHS)
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_values_and_gradients_equal_the_loop(name, size, L, engine):
+    if engine == "torch" and L not in (1, 17):
+        pytest.skip("the torch path is that of test_structured_scans.py")
     fast, plain, make, options = OPS[name]
     lead = (2,) if L % 2 else (9,)  # few rows are cut into parts, many are not
     steps = {"reset": torch.rand(*lead, L) < 0.3, "mask": torch.rand(*lead, L) < 0.7}
@@ -187,9 +183,9 @@ def test_long_series(name, monkeypatch):
     grads = gradients(found, args.values())
     low = {k: x.detach().float().requires_grad_() for k, x in args.items()}
     single = fast(**low, **options)
-    low_grads = gradients([x.double() for x in single] and tuple(x.double() for x in single), low.values())
+    low_grads = gradients(tuple(x.double() for x in single), low.values())
     for one, other in zip((*single, *low_grads), (*found, *grads), strict=True):
-        error = float((one.double() - other).abs().max() / other.abs().max())
+        error = float(((one.double() - other).abs().max() / other.abs().max()).detach())
         assert error < 1e-5, error
     monkeypatch.setattr(compiled, "_library", compiled.Library(None, "switched off by the test", "", 0))
     with torch.no_grad():
@@ -211,29 +207,7 @@ def test_what_is_kept_is_linear_in_time_and_not_all_states(name):
 
 
 @needs_library
-def test_elementary_functions_are_within_two_units_in_the_last_place():
-    function = compiled.library().functions.pyro_ssm_elementary
-    function.argtypes, function.restype = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 2, None
-    for dtype, wide, low, high in ((np.float32, np.float64, -87, 88), (np.float64, np.longdouble, -708, 709)):
-        x = np.concatenate([np.linspace(low, high, 200001), np.linspace(-2, 2, 100001), [0.0]]).astype(dtype)
-        exact = x.astype(wide)
-        soft = np.where(exact > 20, exact, np.logaddexp(exact, 0))
-        for what, wanted in enumerate((np.exp(exact), soft, 1 / (1 + np.exp(-exact)))):
-            out = np.empty_like(x)
-            function(int(dtype is np.float64), what, len(x), x.ctypes.data, out.ctypes.data)
-            # where float64 has no wider type, the yardstick itself is a unit off
-            slack = 2.0 if np.finfo(wide).nmant > np.finfo(dtype).nmant else 3.0
-            normal = wanted > 2 * np.finfo(dtype).tiny
-            error = np.abs(out - wanted)[normal] / np.spacing(wanted[normal].astype(dtype))
-            assert error.max() <= slack, (dtype, what, float(error.max()))
-        ends = np.array([-np.inf, -1e30, 1e30, np.inf, np.nan, 0.0], dtype=dtype)
-        out = np.empty_like(ends)
-        function(int(dtype is np.float64), 0, len(ends), ends.ctypes.data, out.ctypes.data)
-        np.testing.assert_array_equal(out, np.array([0, 0, np.inf, np.inf, np.nan, 1], dtype=dtype))
-
-
-@needs_library
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", ["selective_scan", "causal_conv1d"])  # ssd is the same operator
 def test_registered_operators(name):
     fast, _, make, options = OPS[name]
     operator = CAUSAL_CONV1D if name == "causal_conv1d" else SELECTIVE_SCAN
@@ -264,7 +238,7 @@ def test_compiled_graphs(name):
         y, final = fast(**given, **options, **steps)
         return y * 2, final
 
-    graph = torch.compile(f, fullgraph=True, backend="aot_eager")
+    graph = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=True)
     found, wanted = graph(**args), f(**args)
     assert_same(found, wanted)
     for one, other in zip(gradients(found, args.values()), gradients(wanted, args.values()), strict=True):
@@ -288,77 +262,6 @@ def test_halves_are_computed_in_float32(name, engine):
         again = fast(**{k: x.float() for k, x in args.items()}, **options)
     assert again[0].dtype == torch.float32
     assert (again[0].double() - exact[0]).abs().max() < 1e-5 * exact[0].abs().max()
-
-
-@needs_library
-def test_threads_and_instruction_sets_do_not_matter(tmp_path):
-    script = """
-import sys, torch
-from pyro_ssm.ops import compiled
-from tests.ops.test_selective_scan import OPS, gradients
-from tests.ops.test_structured_scans import as_tuple
-torch.manual_seed(0)
-torch.set_num_threads(int(sys.argv[2]))
-found = [compiled.library().isa]
-for fast, _, make, options in OPS.values():
-    args = {k: x.float().requires_grad_() for k, x in make(L=37, lead=(2,)).items()}
-    out = fast(**args, **options)
-    found += [*out, *gradients(tuple(x.double() for x in out), args.values())]
-torch.save(found, sys.argv[1])
-"""
-    results = {}
-    for isa, threads in (("", 1), ("", 2), ("avx2", 1), ("base", 1)):
-        path = tmp_path / f"{isa}{threads}.pt"
-        environment = os.environ | {"PYRO_SSM_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
-        subprocess.run([sys.executable, "-c", script, str(path), str(threads)], check=True, env=environment)
-        results[isa, threads] = torch.load(path, weights_only=True)
-    first = results["", 1]
-    for one, other in zip(first[1:], results["", 2][1:], strict=True):
-        assert torch.equal(one, other)
-    for isa in ("avx2", "base"):
-        for one, other in zip(first[1:], results[isa, 1][1:], strict=True):
-            assert (one - other).abs().max() <= 2e-6 * other.abs().max() + 1e-6
-
-
-@needs_library
-def test_a_plan_is_used_only_where_it_holds(monkeypatch):
-    args = selective(L=1)
-    run = SELECTIVE_SCAN.run
-    calls = []
-    monkeypatch.setattr(SELECTIVE_SCAN, "run", lambda *given: (calls.append(1), run(*given))[1])
-    SELECTIVE_SCAN.plans.clear()
-    wanted = selective_scan(**args)
-    assert_same(selective_scan(**args), wanted)
-    assert len(calls) == 1
-    assert_same(selective_scan(**args | {"u": 2 * args["u"]}), selective_scan_reference(**args | {"u": 2 * args["u"]}))
-    assert len(calls) == 1  # other numbers, the same plan
-    assert not torch.equal(selective_scan(**args, softplus=True)[0], wanted[0]) and len(calls) == 2
-    y, _ = selective_scan(**args | {"u": args["u"].requires_grad_()})
-    assert y.requires_grad and len(calls) == 3
-    args["u"].requires_grad_(False)
-    strided = args | {"u": args["u"].repeat(1, 1, 2)[..., ::2].contiguous().mT.contiguous().mT}
-    assert_same(selective_scan(**strided), selective_scan_reference(**strided))
-    found = torch.func.vmap(lambda u: selective_scan(**args | {"u": u})[0])(torch.stack([args["u"]] * 2))
-    assert_same(found, torch.stack([wanted[0]] * 2))
-    tangent = torch.func.jvp(lambda u: selective_scan(**args | {"u": u})[0], (args["u"],), (args["u"],))[1]
-    assert tangent.abs().sum() > 0
-    monkeypatch.setattr(compiled, "_library", compiled.Library(None, "switched off by the test", "", 0))
-    before = len(calls)
-    assert_same(selective_scan(**args), wanted)
-    assert len(calls) == before + 1
-
-
-@needs_library
-def test_layouts_agree_with_the_library():
-    functions = compiled.library().functions
-    for name, operator, extra in (
-        ("selective", SELECTIVE_SCAN, 9 + 4 + 12),
-        ("convolve", CAUSAL_CONV1D, 5 + 3 + 6),
-    ):
-        strides = sum(3 if x.timed else 2 for x in operator.arguments)
-        size = getattr(functions, f"pyro_ssm_{name}_args_size")
-        size.restype = ctypes.c_int64
-        assert size() == 8 * (strides + extra)
 
 
 def test_wrong_arguments_are_told_before_a_kernel_runs():

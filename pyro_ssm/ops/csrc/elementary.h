@@ -1,5 +1,5 @@
-// exp, log(1 + x), softplus and the logistic function of one number or of a register of them, within 2 units in the
-// last place (tests/ops/test_selective_scan.py). Polynomials: minimax fits made for this file.
+// exp (within 2 units in the last place), softplus and the logistic function (within 4) of one number or of a register of
+// them: tests/ops/test_selective_scan.py. Polynomials: minimax fits made for this file.
 
 template <class T> struct Constants;
 template <> struct Constants<float> {
