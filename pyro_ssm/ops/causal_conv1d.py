@@ -68,8 +68,8 @@ def causal_conv1d(
         reset: bool ``(..., time)``; where True what came before counts as zero.
 
     Returns:
-        ``(y, final)``: ``(..., time, D)`` and the last K - 1 inputs ``(..., K - 1, D)``, to go on from. Derivatives of
-        any order, forward mode and ``torch.func.vmap`` are exact.
+        ``(y, final)``: ``(..., time, D)`` and the last K - 1 inputs ``(..., K - 1, D)``, to go on from.
+        Compiled on a CPU; derivatives of any order, forward mode and ``torch.func.vmap`` are exact (through torch).
 
     Raises:
         ValueError: a shape that does not fit.

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_ssm.ops.composite import transformed
 from pyro_ssm.ops.diagonal_scan import diagonal_scan
 from pyro_ssm.ops.linear_scan import linear_scan
 
@@ -13,6 +14,7 @@ __all__ = ["selective_composite"]
 
 _CHUNK = {"cpu": 16}  # steps, measured; elsewhere:
 _LONG_CHUNK = 64
+_LOOPED_LANES = 2**13  # states a step from which, without a graph, a loop whose states stay in the cache is faster
 
 
 def selective_composite(
@@ -64,7 +66,10 @@ def selective_composite(
     if channels == heads and groups == 1:
         first = u.new_zeros(channels, n) if initial is None else initial
         rates = (A if A.dim() == 2 else A.unsqueeze(-3)).expand(A.shape[:-2] + (1,) * (A.dim() > 2) + (channels, n))
-        y, final = diagonal_scan(u, dt, rates, B.unsqueeze(-2), C.unsqueeze(-2), first, reset, "euler")
+        if _by_loop(first, u, dt, rates, B, C, reset):
+            y, final = _loop(u, dt, A, B, C, reset, first)
+        else:
+            y, final = diagonal_scan(u, dt, rates, B.unsqueeze(-2), C.unsqueeze(-2), first, reset, "euler")
     else:
         of_heads = (heads, channels // heads)
         y, final = _by_chunks(
@@ -86,6 +91,33 @@ def selective_composite(
 
 def _clean(x: Tensor, here: Tensor | None) -> Tensor:
     return x if here is None else x.where(here, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def _by_loop(*tensors: Tensor | None) -> bool:
+    """Whether a loop is faster, given the state first: on a CPU, many states a step, and nobody looks in."""
+    first, u, *rest = tensors
+    given = [x for x in (first, u, *rest) if x is not None]
+    if first is None or u is None or u.device.type != "cpu" or u.shape[-2] == 0 or torch.compiler.is_compiling():
+        return False
+    batch = max(x.shape[:-2].numel() for x in given)
+    if batch * first.shape[-2:].numel() < _LOOPED_LANES or any(transformed(x) for x in given):
+        return False
+    return not (torch.is_grad_enabled() and any(x.requires_grad for x in given))
+
+
+def _loop(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, reset: Tensor | None, h: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The recurrence as it stands, without a graph."""
+    drive, outputs = dt * u, []
+    for t in range(u.shape[-2]):
+        if reset is not None:
+            h = h.masked_fill(reset[..., t, None, None], 0.0)
+        decay = torch.mul(dt[..., t, :, None], A).exp_()
+        h = torch.addcmul(decay * h, drive[..., t, :, None], B[..., t, None, :])
+        outputs.append((h @ C[..., t, :, None]).squeeze(-1))
+    y = torch.stack(outputs, -2)
+    return y, h.expand(y.shape[:-2] + h.shape[-2:]).clone()
 
 
 def _by_chunks(

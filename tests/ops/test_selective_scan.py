@@ -10,6 +10,7 @@ from pyro_ssm.ops import (
     compiled,
     selective_scan,
     selective_scan_reference,
+    selective_torch,
     ssd,
     ssd_reference,
 )
@@ -262,6 +263,20 @@ def test_halves_are_computed_in_float32(name, engine):
         again = fast(**{k: x.float() for k, x in args.items()}, **options)
     assert again[0].dtype == torch.float32
     assert (again[0].double() - exact[0]).abs().max() < 1e-5 * exact[0].abs().max()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_loop_of_plain_torch(masked, monkeypatch):
+    """Without library and graph, many states a step: a loop."""
+    monkeypatch.setattr(compiled, "_library", compiled.Library(None, "switched off by the test", "", 0))
+    monkeypatch.setattr(selective_torch, "_LOOPED_LANES", 1)
+    args = selective(lead=(2,), L=9)
+    steps = masks("ssd", (2,), 9) if masked else {}
+    assert_same(
+        selective_scan(**args, softplus=True, **steps), selective_scan_reference(**args, softplus=True, **steps)
+    )
+    drawn = selective_scan(**args | {"A": torch.stack([args["A"], 2 * args["A"]])[:, None, None]}, **steps)
+    assert_same(tuple(x[0] for x in drawn), selective_scan(**args, **steps))
 
 
 def test_wrong_arguments_are_told_before_a_kernel_runs():
