@@ -135,7 +135,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:  # type: ignore[override]
         *tensors, kind, reverse, last = inputs
-        out = kernel.forward(kind, *tensors, reverse, last)
+        out = kernel.forward(kind, *tensors, reverse, last)  # type: ignore[call-arg]
         _keep(ctx, kind, tensors, out, reverse, last)
         return out
 
