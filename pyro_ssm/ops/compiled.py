@@ -23,6 +23,8 @@ FUNCTIONS = (
     "pyro_ssm_kalman_backwards",
     "pyro_ssm_linear_scan_forward",
     "pyro_ssm_linear_scan_backward",
+    "pyro_ssm_diag_lti_forward",
+    "pyro_ssm_diag_lti_backward",
     "pyro_ssm_selective_forward",
     "pyro_ssm_selective_backward",
     "pyro_ssm_convolve_forward",

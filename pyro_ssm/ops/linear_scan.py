@@ -59,9 +59,9 @@ def linear_scan(
 
     Its gradient is the same scan run the other way, :math:`x_t = g_t + \\bar a_{t+1} x_{t+1}`, with
     :math:`\\partial b_t = x_t`, :math:`\\partial a_t = x_t \\bar h_{t-1}`, :math:`\\partial h_0 = \\bar a_1 x_1`: no
-    graph over time is kept. Derivatives of any order, forward mode and the transforms of ``torch.func`` are exact. The
-    compiled operator reads what is shared (a size of 1 in ``a``) where it stands; without it, long scans of few lanes run
-    in two levels of blocks. Half precision is accumulated in float32; under autocast dtypes that differ are promoted.
+    graph over time is kept. Derivatives of any order, forward mode and the transforms of ``torch.func`` are exact. What
+    is shared (a size of 1 in ``a``) is read where it stands. Half precision is accumulated in float32; under autocast
+    dtypes that differ are promoted. Without the compiled operator, long scans of few lanes run in two levels of blocks.
 
     Args:
         a: ``(..., time, channels)``, broadcast against ``b`` (a time size of 1 is a constant coefficient).

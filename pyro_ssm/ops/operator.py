@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pyro_ssm.ops.composite import transformed
 
@@ -46,9 +47,9 @@ def way_of(*tensors: Tensor | None) -> Way:
     >>> way_of(torch.zeros(2), None), way_of(torch.zeros(2, requires_grad=True))
     (<Way.KERNEL: 0>, <Way.GRADIENT: 1>)
     """
-    if torch.compiler.is_compiling():
-        return Way.OPERATOR
     found = [x for x in tensors if x is not None]
+    if torch.compiler.is_compiling():
+        return Way.TRANSFORM if _transforms() or has_tangent(*found) else Way.OPERATOR
     if any(transformed(x) for x in found if type(x) in _PLAIN) or torch.jit.is_tracing():
         return Way.TRANSFORM
     if any(type(x) not in _PLAIN for x in found) or _dispatch_modes():
@@ -67,6 +68,12 @@ def _dispatch_modes() -> int:
     return 1 if count is None else count()
 
 
+def _transforms() -> bool:
+    """Whether a transform of ``torch.func`` is at work: all that can be asked inside a graph that is being compiled."""
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return active is not None and active()
+
+
 def has_tangent(*tensors: Tensor | None) -> bool:
     """Whether a tensor carries a forward-mode tangent.
 
@@ -75,7 +82,7 @@ def has_tangent(*tensors: Tensor | None) -> bool:
     >>> has_tangent(torch.zeros(2), None)
     False
     """
-    return any(x is not None and torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def define(
@@ -112,7 +119,7 @@ def define(
     operator = getattr(torch.ops.pyro_ssm, name)
     qualified = f"pyro_ssm::{name}"
     for device in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, kernel, device)
+        _LIBRARY.impl(name, _without_tangents(name, kernel), device)
         _LIBRARY.impl(name, _autocast(operator, device.lower()), f"Autocast{device}")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     if backward is not None:
@@ -120,6 +127,20 @@ def define(
     if batch is not None:
         torch.library.register_vmap(qualified, batch, lib=_LIBRARY)
     return operator
+
+
+def _without_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    # torch.library knows no rule of forward mode: tangents would be dropped without a word, and under torch.func.jvp
+    # the kernel does not see that there were any
+    def run(*arguments: Any) -> Any:
+        if getattr(forward_ad, "_current_level", -1) >= 0:
+            raise NotImplementedError(
+                f"torch.ops.pyro_ssm.{name} has no forward-mode derivative; the function of pyro_ssm.ops that calls it "
+                "has one"
+            )
+        return kernel(*arguments)
+
+    return run
 
 
 def _autocast(operator: Any, device: str) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_ssm.ops import recurrence_kernel as kernel
 from pyro_ssm.ops.operator import Way, define, unbatched, way_of
-from pyro_ssm.ops.recurrence_torch import Diagonal, Pairs, before
+from pyro_ssm.ops.recurrence_torch import Diagonal, Pairs, before, scan_associative
 
 __all__ = ["Recurrence", "recur"]
 
@@ -54,6 +54,8 @@ def _transformable(
     a, b, initial = kernel.expanded(kind, shape, a, b, initial, reset)
     if b.shape[kind.time] == 0:
         return initial.clone() if last else b.clone()
+    if torch.compiler.is_compiling():  # a graph cannot hold Recurrence's rule of forward mode
+        return scan_associative(kind, a, b, initial, reverse)
     return Recurrence.apply(a, b, initial, kind, reverse)
 
 
@@ -131,9 +133,9 @@ class _Scan(torch.autograd.Function):
     """The way of plain tensors: one kernel forward, one backward."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:  # type: ignore[override]
         *tensors, kind, reverse, last = inputs
-        out = kernel.forward(kind, *tensors, reverse, last)
+        out = kernel.forward(kind, *tensors, reverse, last)  # type: ignore[call-arg]
         _keep(ctx, kind, tensors, out, reverse, last)
         return out
 
@@ -181,8 +183,9 @@ def _differentiable(
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     kind, shape, time = ctx.kind, ctx.shape, ctx.kind.time
     if ctx.last and shape[time]:
-        at = 0 if ctx.reverse else shape[time] - 1
-        g = torch.select_scatter(g.new_zeros(shape), g, time, at)
+        g = g.unsqueeze(time)
+        rest = g.new_zeros(shape[:time] + (shape[time] - 1,) + shape[time + 1 :])
+        g = torch.cat([g, rest] if ctx.reverse else [rest, g], time)
     if shape[time] == 0:
         zero = g.new_zeros(shape)
         return torch.zeros_like(a), zero, g if ctx.last else g.new_zeros(shape[:time] + shape[time + 1 :])

@@ -57,8 +57,8 @@ def arranged(
         given = {first: a, second: b, "initial": initial, "reset": reset}
         found = ", ".join(f"`{key}` {tuple(x.shape)}" for key, x in given.items() if x is not None)
         raise ValueError(
-            f"{name}: `{first}` {forms[first]}, `{second}` {forms[second]}, `initial` (..., channels{pair}) and `reset` "
-            f"(..., time) must have sizes that broadcast, got {found}"
+            f"{name}: `{first}` {forms[first]}, `{second}` {forms[second]}, `initial` (..., channels{pair}) and "
+            f"`reset` (..., time) must have sizes that broadcast, got {found}"
         ) from None
     dtype = b.dtype
     for x in (a, initial):

@@ -245,7 +245,7 @@ def cleared(kind: Any, a: Tensor, reset: Tensor) -> Tensor:
     >>> cleared(Diagonal, torch.ones(1, 1), torch.tensor([True, False])).squeeze(-1)
     tensor([0., 1.])
     """
-    return a.masked_fill(reset[(..., *(None,) * -(kind.matrix_time + 1))], 0.0)
+    return a.masked_fill(reset.reshape(reset.shape + (1,) * (-kind.matrix_time - 1)), 0.0)
 
 
 def _backward_torch(

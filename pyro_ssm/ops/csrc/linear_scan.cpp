@@ -17,3 +17,7 @@ static const ScanCode& code() {
 EXPORT i64 pyro_ssm_linear_scan_args_size() { return (i64)sizeof(ScanArgs); }
 EXPORT int pyro_ssm_linear_scan_forward(const ScanArgs* args) { return code().forward(*args); }
 EXPORT int pyro_ssm_linear_scan_backward(const ScanArgs* args) { return code().backward(*args); }
+
+EXPORT i64 pyro_ssm_diag_lti_args_size() { return (i64)sizeof(BankArgs); }
+EXPORT int pyro_ssm_diag_lti_forward(const BankArgs* args) { return code().bank_forward(*args); }
+EXPORT int pyro_ssm_diag_lti_backward(const BankArgs* args) { return code().bank_backward(*args); }

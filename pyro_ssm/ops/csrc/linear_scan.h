@@ -1,6 +1,7 @@
 // The linear recurrence h_t = a_t h_{t-1} + b_t, one lane a channel, and its gradient: plain C, nothing of torch.
 #pragma once
 
+#include "diag_lti.h"
 #include "rows.h"
 
 enum ScanKind { SCAN_F32, SCAN_F64, SCAN_C64, SCAN_C128, SCAN_PAIR_F32, SCAN_PAIR_F64 };
@@ -29,10 +30,12 @@ struct ScanArgs {
     void* grad_initial;   // (rows, lanes)
 };
 
-enum ScanStatus { SCAN_OK = 0, SCAN_UNKNOWN_KIND = 1 };
+enum ScanStatus { SCAN_OK = 0, SCAN_UNKNOWN_KIND = 1, SCAN_NO_MEMORY = 2 };
 
 // One set of functions for each instruction set; linear_scan.cpp chooses.
 struct ScanCode {
     int (*forward)(const ScanArgs&);
     int (*backward)(const ScanArgs&);
+    int (*bank_forward)(const BankArgs&);
+    int (*bank_backward)(const BankArgs&);
 };

@@ -2,6 +2,7 @@
 // includes the system headers below for any processor, switches its instructions on, and includes this file again.
 #if !defined(PYRO_SSM_SYSTEM_HEADERS)
 #define PYRO_SSM_SYSTEM_HEADERS
+#include <cstdlib>
 #include <cstring>
 
 #include "isa.h"
@@ -17,6 +18,7 @@ namespace {
 #include "lanes.h"
 #include "scan_blocks.h"
 #include "scan_passes.h"
+#include "bank_passes.h"
 
 template <class Kind, class T> int run(const ScanArgs& args, bool backward) {
     if (backward) backward_all<Kind, T>(args);
@@ -36,7 +38,13 @@ int dispatch(const ScanArgs& args, bool backward) {
 }
 int forward(const ScanArgs& args) { return dispatch(args, false); }
 int backward(const ScanArgs& args) { return dispatch(args, true); }
+int bank(const BankArgs& args, bool backward) {
+    if (args.doubles) return bank_tasks<double>(args, backward ? bank_backward_one<double> : bank_forward_one<double>);
+    return bank_tasks<float>(args, backward ? bank_backward_one<float> : bank_forward_one<float>);
+}
+int bank_forward(const BankArgs& args) { return bank(args, false); }
+int bank_backward(const BankArgs& args) { return bank(args, true); }
 }  // namespace
-extern const ScanCode code = {forward, backward};
+extern const ScanCode code = {forward, backward, bank_forward, bank_backward};
 }  // namespace PYRO_SSM_ISA
 #endif
