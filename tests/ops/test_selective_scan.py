@@ -51,11 +51,11 @@ SIZES = {
 CASES = [(name, i) for name in OPS for i in range(len(SIZES[name]))]
 
 
-@pytest.mark.parametrize("L", LENGTHS)
+@pytest.mark.parametrize(
+    ("engine", "L"), [("compiled", L) for L in LENGTHS] + [("torch", 1), ("torch", 17)], indirect=["engine"]
+)
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_values_and_gradients_equal_the_loop(name, size, L, engine):
-    if engine == "torch" and L not in (1, 17):
-        pytest.skip("the torch path is that of test_structured_scans.py")
     fast, plain, make, options = OPS[name]
     lead = (2,) if L % 2 else (9,)  # few rows are cut into parts, many are not
     steps = {"reset": torch.rand(*lead, L) < 0.3, "mask": torch.rand(*lead, L) < 0.7}
