@@ -174,7 +174,7 @@ class BatchedOperator:
         tensors, key, graph = [], [], torch.is_grad_enabled()
         for x in signature:
             if type(x) in _PLAIN:
-                if not x.is_cpu or (graph and x.requires_grad):
+                if not x.is_cpu or x.is_neg() or (graph and x.requires_grad):
                     return None
                 tensors.append(x)
                 key.append((x.shape, x.stride(), x.dtype))
@@ -206,6 +206,8 @@ class BatchedOperator:
             arguments: of :meth:`run`.
             y, final: what the user got.
         """
+        if torch.compiler.is_compiling() or y.requires_grad:
+            return
         given = [x for x in signature if isinstance(x, Tensor)]
         if len(self.plans) > _PLANS:
             self.plans.clear()
@@ -254,6 +256,7 @@ class BatchedOperator:
             if x is None:
                 fields += (0, 0, 0) if spec.timed else (0, 0)
                 continue
+            x = x.resolve_neg()  # the imaginary part of a conjugate is a view whose memory has the other sign
             x = x if x.is_contiguous() else _solid(x, spec.solid)
             stride = x.stride()
             fields += (x.data_ptr(), stride[0] if x.shape[0] > 1 else 0)
@@ -304,7 +307,7 @@ class BatchedOperator:
         grads = [
             first.new_empty((batch,) + x.shape[1:] if want else (0,)) for x, want in zip(inputs, wanted, strict=True)
         ]
-        outer = [None if g is None else g.contiguous() for g in (grad_y, grad_final)]
+        outer = [None if g is None else g.resolve_neg().contiguous() for g in (grad_y, grad_final)]
         fields, alive = self._fields(given)
         fields += (0, 0, address(kept) if kept.numel() else 0, parallel_for) if self.keeps else (0, 0, parallel_for)
         fields += map(address, outer)

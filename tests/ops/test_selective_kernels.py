@@ -105,6 +105,20 @@ def test_a_plan_is_used_only_where_it_holds(monkeypatch):
     assert len(calls) == before + 1
 
 
+def test_a_negated_view_is_read_with_its_sign():
+    """The imaginary part of a conjugate shares its memory with the sign changed."""
+    args = selective(L=5)
+    view = torch.complex(torch.zeros_like(args["u"]), -args["u"]).conj().imag
+    assert view.is_neg()
+    wanted = selective_scan(**args)
+    for _ in range(2):
+        assert_same(selective_scan(**args | {"u": view}), wanted)
+    y, _ = selective_scan(**args | {"u": args["u"].requires_grad_()})
+    outer = torch.complex(torch.zeros_like(y), -torch.ones_like(y)).conj().imag
+    found, wanted = (torch.autograd.grad(y, args["u"], g, retain_graph=True) for g in (outer, torch.ones_like(y)))
+    assert_same(found, wanted)
+
+
 def test_layouts_agree_with_the_library():
     functions = compiled.library().functions
     for name, operator, extra in (
