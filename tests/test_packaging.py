@@ -19,7 +19,7 @@ import torch
 import pyro_ssm
 from pyro_ssm import __main__ as command_line
 from pyro_ssm._version import __version__
-from pyro_ssm.ops import compiled, kalman_kernel
+from pyro_ssm.ops import compiled, kalman_kernel, recurrence_kernel
 from pyro_ssm.ops.info import info
 from tests.architecture import Package
 
@@ -218,6 +218,8 @@ def test_python_and_library_agree_on_their_interface(monkeypatch):
     functions = compiled.library().functions
     functions.pyro_ssm_kalman_args_size.restype = ctypes.c_int64
     assert functions.pyro_ssm_kalman_args_size() == 8 * kalman_kernel.FIELDS
+    functions.pyro_ssm_linear_scan_args_size.restype = ctypes.c_int64
+    assert functions.pyro_ssm_linear_scan_args_size() == 8 * recurrence_kernel.FIELDS
     functions.pyro_ssm_kalman_tape_size.restype = ctypes.c_int64
     for groups, series, times, n, p in ((1, 1, 1, 1, 1), (2, 1, 7, 4, 3), (3, 9, 5, 13, 2), (1, 17, 2, 17, 20)):
         fields = (ctypes.c_int64 * kalman_kernel.FIELDS)(groups, series, times, 0, n, p)
@@ -232,14 +234,24 @@ def test_python_and_library_agree_on_their_interface(monkeypatch):
 def test_every_instruction_set_gives_the_same_results(tmp_path):
     program = """
 import sys, torch
-from pyro_ssm.ops import info, kalman_log_likelihood
+from pyro_ssm.ops import info, kalman_log_likelihood, linear_scan, scan2x2
 torch.manual_seed(0)
 n, p = 9, 3
 eye, rand = torch.eye(n, dtype=torch.float64), lambda *shape: torch.randn(*shape, dtype=torch.float64)
 args = [rand(10, 40, p), rand(n), eye, 0.9 * torch.linalg.qr(rand(1, n, n))[0], rand(1, n), eye[None]]
 args = [x.requires_grad_() for x in [*args, rand(1, p, n), rand(1, p), eye[None, :p, :p]]]
 terms = kalman_log_likelihood(args[0], args[0] == args[0], *args[1:])
-torch.save([info().explanation, terms.detach(), *torch.autograd.grad(terms.sum(), args)], sys.argv[1])
+scans = [(linear_scan, (2, 9, 45), ()), (linear_scan, (2, 9, 45), (0,)), (scan2x2, (2, 9, 45), (2,))]
+found = [terms.detach(), *torch.autograd.grad(terms.sum(), args)]
+for scan, shape, more in scans:
+    complex_ = more == (0,)
+    more = () if complex_ else more
+    a, b = (rand(*shape, *more, *extra).requires_grad_() for extra in (more, ()))
+    ab = [torch.complex(x, x.flip(0)) for x in (a, b)] if complex_ else [a, b]
+    h = scan(0.2 * ab[0], ab[1])
+    h = torch.view_as_real(h) if complex_ else h
+    found += [h.detach(), *torch.autograd.grad(h.sin().sum(), (a, b))]
+torch.save([info().explanation, *found], sys.argv[1])
 """
     found = {}
     for isa in ("base", "avx2", "best"):

@@ -44,13 +44,22 @@ class _Convolving(StructuredBlock):
     def _state_shape(self) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def _convolved(
-        self, x: Tensor, state: Any, mask: Tensor | None, reset: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The convolution's output, its new state, and the old state of what follows."""
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Of what enters: what is convolved, and the rest."""
+        raise NotImplementedError
+
+    def _scan(self, x: Tensor, *rest: Tensor, gap: Tensor | None, **steps: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What follows the convolution: its output and its state."""
+        raise NotImplementedError
+
+    def _run(
+        self, u: Tensor, state: Any, dt: Tensor | None, mask: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, Any]:
         before, inner = (None, None) if state is None else state
-        found, after = causal_conv1d(x, self.conv_weight, self.conv_bias, initial=before, mask=mask, reset=reset)
-        return F.silu(found), after, inner
+        x, *rest = self._split(self.enter(u))
+        x, inputs = causal_conv1d(x, self.conv_weight, self.conv_bias, initial=before, mask=mask, reset=reset)
+        y, inner = self._scan(F.silu(x), *rest, gap=dt, mask=mask, reset=reset, initial=inner)
+        return self.leave(y), (inputs, inner)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
@@ -121,28 +130,14 @@ class Mamba(_Convolving):
     def _state_shape(self) -> tuple[int, ...]:
         return self.width, self.state_size
 
-    def _run(
-        self, u: Tensor, state: Any, dt: Tensor | None, mask: Tensor | None, reset: Tensor | None
-    ) -> tuple[Tensor, Any]:
-        x, z = self.enter(u).chunk(2, -1)
-        x, inputs, inner = self._convolved(x, state, mask, reset)
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.chunk(2, -1)
+
+    def _scan(self, x: Tensor, *rest: Tensor, gap: Tensor | None, **steps: Tensor | None) -> tuple[Tensor, Tensor]:
+        (z,) = rest
         low, B, C = self.select(x).split([self.step_rank, self.state_size, self.state_size], -1)
-        y, inner = selective_scan(
-            x,
-            self.to_step(low),
-            -self.log_A.exp(),
-            B,
-            C,
-            self.direct,
-            z,
-            dt_bias=self.step_bias,
-            softplus=True,
-            gap=dt,
-            mask=mask,
-            reset=reset,
-            initial=inner,
-        )
-        return self.leave(y), (inputs, inner)
+        step, A = self.to_step(low), -self.log_A.exp()
+        return selective_scan(x, step, A, B, C, self.direct, z, dt_bias=self.step_bias, softplus=True, gap=gap, **steps)
 
 
 class Mamba2(_Convolving):
@@ -215,26 +210,25 @@ class Mamba2(_Convolving):
     def _state_shape(self) -> tuple[int, ...]:
         return self.heads, self.head_size, self.state_size
 
-    def _run(
-        self, u: Tensor, state: Any, dt: Tensor | None, mask: Tensor | None, reset: Tensor | None
-    ) -> tuple[Tensor, Any]:
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        z, x, step = x.split([self.width, self.conv_bias.shape[-1], self.heads], -1)
+        return x, z, step
+
+    def _scan(self, x: Tensor, *rest: Tensor, gap: Tensor | None, **steps: Tensor | None) -> tuple[Tensor, Tensor]:
+        z, step = rest
         shared = self.groups * self.state_size
-        z, x, step = self.enter(u).split([self.width, self.width + 2 * shared, self.heads], -1)
-        x, inputs, inner = self._convolved(x, state, mask, reset)
         x, B, C = x.split([self.width, shared, shared], -1)
         step = F.softplus(step + self.step_bias)
-        y, inner = ssd(
+        y, state = ssd(
             x.unflatten(-1, (self.heads, self.head_size)),
-            step if dt is None else step * dt.unsqueeze(-1),
+            step if gap is None else step * gap.unsqueeze(-1),
             -self.log_A.exp(),
             B.unflatten(-1, (self.groups, self.state_size)),
             C.unflatten(-1, (self.groups, self.state_size)),
             self.direct,
-            mask=mask,
-            reset=reset,
-            initial=inner,
+            **steps,
         )
-        return self.leave(self.norm(y.flatten(-2) * F.silu(z))), (inputs, inner)
+        return self.norm(y.flatten(-2) * F.silu(z)), state
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:

@@ -15,7 +15,21 @@ import torch
 
 __all__ = ["ABI", "Library", "library"]
 
-ABI = 3  # of csrc/kalman.cpp: pyro_ssm_abi()
+ABI = 4  # of csrc/library.cpp: pyro_ssm_abi()
+#: each takes one struct of eight-byte fields and returns a status
+FUNCTIONS = (
+    "pyro_ssm_kalman_forward",
+    "pyro_ssm_kalman_backward",
+    "pyro_ssm_kalman_backwards",
+    "pyro_ssm_linear_scan_forward",
+    "pyro_ssm_linear_scan_backward",
+    "pyro_ssm_diag_lti_forward",
+    "pyro_ssm_diag_lti_backward",
+    "pyro_ssm_selective_forward",
+    "pyro_ssm_selective_backward",
+    "pyro_ssm_convolve_forward",
+    "pyro_ssm_convolve_backward",
+)
 PATH = Path(__file__).with_name("_cpu.dll" if os.name == "nt" else "_cpu.so")
 
 
@@ -65,7 +79,7 @@ def _load(path: Path) -> Library:
         return Library(None, f"{path.name} could not be loaded ({error}); install again", "", 0)
     if found != ABI:
         return Library(None, f"{path.name} is of another version ({found}, wanted {ABI}); install again", "", 0)
-    for name in ("pyro_ssm_kalman_forward", "pyro_ssm_kalman_backward", "pyro_ssm_kalman_backwards"):
+    for name in FUNCTIONS:
         getattr(functions, name).restype = ctypes.c_int
         getattr(functions, name).argtypes = [ctypes.c_void_p]
     return Library(functions, "", isa, _torch_parallel_for())

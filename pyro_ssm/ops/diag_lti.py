@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_ssm.ops.diag_bank import bank_is_compiled, diag_bank
 from pyro_ssm.ops.diagonal_scan import check_steps, diagonal_scan, diagonal_scan_reference
+from pyro_ssm.ops.linear_scan import linear_scan
 from pyro_ssm.ops.ssm_kernel import discretise_exactly, fft_conv, powers, readout
 
 __all__ = ["diag_lti", "diag_lti_reference"]
@@ -89,6 +91,8 @@ def diag_lti(
     check_steps("diag_lti", u, reset=reset)
     if mode not in (None, "scan", "convolution"):
         raise ValueError(f"diag_lti: `mode` must be 'scan', 'convolution' or None, got {mode!r}")
+    if step.shape[-2] == 1 and steps and mode != "convolution" and bank_is_compiled(u, step, A, B, C, initial):
+        return _bank(u, step, A, B, C, initial, reset, method)
     regular = step.shape[-2] == 1 and reset is None
     if mode == "convolution" and not regular:
         raise ValueError("diag_lti: a convolution needs one step for all times, and no reset; use mode='scan'")
@@ -97,6 +101,35 @@ def diag_lti(
     h = torch.zeros(A.shape[-2:], dtype=A.dtype, device=u.device) if initial is None else initial
     B, C = (m if m.dim() > 2 else m.unsqueeze(0) for m in (B, C))
     return diagonal_scan(u, step.expand(step.shape[:-2] + u.shape[-2:]), A, B, 2 * C, h, reset, method)
+
+
+def _bank(
+    u: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    method: str,
+) -> tuple[Tensor, Tensor]:
+    """One step for all times: what is discretised has no time, and the compiled scan makes no tensor of all states."""
+    A, B, C = (m if m.dim() == 2 else m.squeeze(-3) for m in (A, B, C))
+    a, w = discretise_exactly(A, step.squeeze(-2).unsqueeze(-1), method)
+    dtype = torch.promote_types(A.dtype, u.dtype.to_complex())
+    initial = None if initial is None else initial.to(dtype)
+    y, final = diag_bank(u, a.to(dtype), w.to(dtype) * B, 2 * C.to(dtype), initial, reset, _states)
+    return y, final
+
+
+def _states(
+    u: Tensor, a: Tensor, b: Tensor, C: Tensor, initial: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """:func:`~pyro_ssm.ops.diag_bank.diag_bank` with all its states."""
+    drive = (b.unsqueeze(-3) * u.unsqueeze(-1)).flatten(-2)
+    first = None if initial is None else initial.flatten(-2)
+    h = linear_scan(a.flatten(-2).unsqueeze(-2), drive, first, reset=reset).unflatten(-1, a.shape[-2:])
+    return (C.unsqueeze(-3) * h).sum(-1).real, h[..., -1, :, :]
 
 
 def _convolution(

@@ -6,7 +6,8 @@ from pyro_ssm.ops.compiled import library
 
 __all__ = ["OpsInfo", "info"]
 
-OPERATORS = ("kalman_filter",)  # those that have a compiled version
+#: those that have a compiled version
+OPERATORS = ("causal_conv1d", "kalman_filter", "linear_scan", "scan2x2", "selective_scan", "ssd")
 
 
 class OpsInfo(NamedTuple):
@@ -48,7 +49,7 @@ def info() -> OpsInfo:
         >>> from pyro_ssm.ops.info import info
         >>> state = info()
         >>> sorted([*state.compiled, *state.missing])
-        ['kalman_filter']
+        ['causal_conv1d', 'kalman_filter', 'linear_scan', 'scan2x2', 'selective_scan', 'ssd']
     """
     found = library()
     if found.functions is None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_ssm.ops.recurrence import Diagonal, recur
+from pyro_ssm.ops.recurrence import recur
+from pyro_ssm.ops.recurrence_arguments import arranged
+from pyro_ssm.ops.recurrence_kernel import shape_of
+from pyro_ssm.ops.recurrence_torch import Diagonal
 
 __all__ = ["linear_scan", "linear_scan_reference"]
 
@@ -26,9 +29,11 @@ def linear_scan_reference(
     >>> linear_scan_reference(torch.full((3, 1), 0.5), torch.ones(3, 1)).squeeze(-1)
     tensor([1.0000, 1.5000, 1.7500])
     """
-    a, b, h = _broadcast(a, b, initial, reset)
-    fresh = torch.zeros(b.shape[:-1], dtype=torch.bool, device=b.device) if reset is None else reset
-    fresh = fresh.expand(b.shape[:-1]).unsqueeze(-1)
+    a, b, initial, reset = arranged(Diagonal, a, b, initial, reset)
+    shape = shape_of(Diagonal, a, b, initial, reset)
+    fresh = torch.zeros(shape[:-1], dtype=torch.bool, device=b.device) if reset is None else reset
+    a, b, fresh = a.expand(shape), b.expand(shape), fresh.expand(shape[:-1]).unsqueeze(-1)
+    h = (b.new_zeros(()) if initial is None else initial).expand(shape[:-2] + shape[-1:])
     steps = list(zip(a.unbind(-2), b.unbind(-2), fresh.unbind(-2), strict=True))
     states = []
     for a_t, b_t, fresh_t in reversed(steps) if reverse else steps:
@@ -54,8 +59,9 @@ def linear_scan(
 
     Its gradient is the same scan run the other way, :math:`x_t = g_t + \\bar a_{t+1} x_{t+1}`, with
     :math:`\\partial b_t = x_t`, :math:`\\partial a_t = x_t \\bar h_{t-1}`, :math:`\\partial h_0 = \\bar a_1 x_1`: no
-    graph over time is kept. Derivatives of any order, forward mode and ``torch.func.vmap`` are exact. Long scans of few
-    lanes run in two levels of blocks; half precision is accumulated in float32.
+    graph over time is kept. Derivatives of any order, forward mode and the transforms of ``torch.func`` are exact. What
+    is shared (a size of 1 in ``a``) is read where it stands. Half precision is accumulated in float32; under autocast
+    dtypes that differ are promoted. Without the compiled operator, long scans of few lanes run in two levels of blocks.
 
     Args:
         a: ``(..., time, channels)``, broadcast against ``b`` (a time size of 1 is a constant coefficient).
@@ -69,42 +75,14 @@ def linear_scan(
         All states ``(..., time, channels)``, or the final one ``(..., channels)``.
 
     Raises:
-        ValueError: a or b has fewer than two dims, or ``reset`` has another number of steps.
-        TypeError: ``reset`` is not boolean.
+        ValueError: a or b has fewer than two dims, sizes do not broadcast, ``reset`` has another number of steps, or an
+            argument is on another device.
+        TypeError: ``reset`` is not boolean, or a and b are integers.
 
     >>> import torch
     >>> from pyro_ssm.ops import linear_scan
     >>> linear_scan(torch.tensor([[0.5]]), torch.zeros(3, 1), initial=torch.tensor([8.0])).squeeze(-1)
     tensor([4., 2., 1.])
     """
-    a, b, initial = _broadcast(a, b, initial, reset)
-    if last and b.shape[-2] == 0:
-        return initial.clone()
-    if reset is not None:
-        a = a.masked_fill(reset.unsqueeze(-1), 0.0)
-    dtype = b.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        a, b, initial = a.float(), b.float(), initial.float()
-    h = recur(Diagonal, a, b, initial, reverse).to(dtype)
-    return h.select(-2, 0 if reverse else -1) if last else h
-
-
-def _broadcast(a: Tensor, b: Tensor, initial: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    for name, tensor in (("a", a), ("b", b)):
-        if tensor.dim() < 2:
-            raise ValueError(f"linear_scan: `{name}` must be (..., time, channels), got shape {tuple(tensor.shape)}")
-    shapes = [a.shape, b.shape] + ([] if initial is None else [initial.unsqueeze(-2).shape])
-    shape = torch.broadcast_shapes(*shapes)
-    if reset is not None:
-        if reset.dtype != torch.bool:
-            raise TypeError(f"linear_scan: `reset` must be boolean, got {reset.dtype}")
-        if reset.dim() < 1 or reset.shape[-1] != shape[-2]:
-            raise ValueError(
-                f"linear_scan: `reset` must be (..., time) with {shape[-2]} step(s), got shape {tuple(reset.shape)}"
-            )
-        shape = torch.broadcast_shapes(shape, reset.shape + (1,))
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    dtype = dtype if initial is None else torch.promote_types(dtype, initial.dtype)
-    state = shape[:-2] + shape[-1:]
-    h = torch.zeros(state, dtype=dtype, device=b.device) if initial is None else initial.to(dtype).expand(state)
-    return a.to(dtype).expand(shape), b.to(dtype).expand(shape), h
+    a, b, initial, reset = arranged(Diagonal, a, b, initial, reset)
+    return recur(Diagonal, a, b, initial, reset, reverse=reverse, last=last)

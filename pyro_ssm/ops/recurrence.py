@@ -1,4 +1,4 @@
-"""The linear recurrence of vectors whose matrices are diagonal or made of 2 x 2 blocks: forward, gradient, tangent."""
+"""The linear recurrence, differentiable to any order: its four ways (see :class:`~pyro_ssm.ops.operator.Way`)."""
 
 from __future__ import annotations
 
@@ -7,106 +7,62 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Diagonal", "Pairs", "Recurrence", "recur"]
+from pyro_ssm.ops import recurrence_kernel as kernel
+from pyro_ssm.ops.operator import Way, define, unbatched, way_of
+from pyro_ssm.ops.recurrence_torch import Diagonal, Pairs, before, scan_associative
 
-# Measured on CPU: a time loop pays about 3 us of Python a step, two levels of blocks do three times the arithmetic.
-_BLOCKED_FROM = 64  # steps
-_BLOCKED_LANES = {"cpu": 2048}  # elements a step up to which blocks win; elsewhere always
-
-
-class Diagonal:
-    """:math:`a_t` is a vector, applied elementwise: time is the last dimension but one.
-
-    >>> import torch
-    >>> from pyro_ssm.ops.recurrence import Diagonal
-    >>> Diagonal.apply(torch.tensor([2.0]), torch.tensor([3.0]))
-    tensor([6.])
-    """
-
-    time, matrix_time = -2, -2
-
-    @staticmethod
-    def apply(a: Tensor, h: Tensor) -> Tensor:
-        """:math:`a h`."""
-        return a * h
-
-    @staticmethod
-    def step(a: Tensor, h: Tensor, b: Tensor, out: Tensor) -> Tensor:
-        """:math:`a h + b`, written to ``out``."""
-        return torch.addcmul(b, a, h, out=out)
-
-    @staticmethod
-    def compose(later: Tensor, earlier: Tensor) -> Tensor:
-        """The matrix product."""
-        return later * earlier
-
-    @staticmethod
-    def adjoint(a: Tensor) -> Tensor:
-        """:math:`a^*`."""
-        return a.conj()
-
-    @staticmethod
-    def outer(x: Tensor, h: Tensor) -> Tensor:
-        """The gradient of :math:`a` in :math:`\\langle x, a h \\rangle`."""
-        return x * h.conj()
+__all__ = ["Recurrence", "recur"]
 
 
-class Pairs:
-    """:math:`a_t` is a 2 x 2 matrix a channel: ``a`` is ``(..., time, channels, 2, 2)``, states ``(..., 2)``.
+def recur(
+    kind: Any,
+    a: Tensor,
+    b: Tensor,
+    initial: Tensor | None = None,
+    reset: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    last: bool = False,
+) -> Tensor:
+    """All states of :math:`h_t = a_t h_{t-1} + b_t`, or the last one.
+
+    Differentiable to any order, in reverse and forward mode, and under ``torch.func``. Arguments as in
+    :mod:`pyro_ssm.ops.recurrence_kernel`: equally many dims, of one dtype.
 
     >>> import torch
-    >>> from pyro_ssm.ops.recurrence import Pairs
-    >>> Pairs.apply(torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([3.0, 4.0]))
-    tensor([4., 6.])
-    """
-
-    time, matrix_time = -3, -4
-
-    @staticmethod
-    def apply(a: Tensor, h: Tensor) -> Tensor:
-        """:math:`a h`."""
-        return (a * h.unsqueeze(-2)).sum(-1)
-
-    @staticmethod
-    def step(a: Tensor, h: Tensor, b: Tensor, out: Tensor) -> Tensor:
-        """:math:`a h + b`, written to ``out``."""
-        return torch.add(b, Pairs.apply(a, h), out=out)
-
-    @staticmethod
-    def compose(later: Tensor, earlier: Tensor) -> Tensor:
-        """The matrix product."""
-        return (later.unsqueeze(-1) * earlier.unsqueeze(-3)).sum(-2)
-
-    @staticmethod
-    def adjoint(a: Tensor) -> Tensor:
-        """:math:`a^*`."""
-        return a.mH
-
-    @staticmethod
-    def outer(x: Tensor, h: Tensor) -> Tensor:
-        """The gradient of :math:`a` in :math:`\\langle x, a h \\rangle`."""
-        return x.unsqueeze(-1) * h.conj().unsqueeze(-2)
-
-
-def recur(kind: Any, a: Tensor, b: Tensor, initial: Tensor, reverse: bool) -> Tensor:
-    """All states of :math:`h_t = a_t h_{t-1} + b_t`; ``a``, ``b`` and ``initial`` have been expanded to one shape.
-
-    Differentiable to any order, in reverse and forward mode, and under ``torch.func.vmap``.
-
-    >>> import torch
-    >>> from pyro_ssm.ops.recurrence import Diagonal, recur
-    >>> recur(Diagonal, torch.full((3, 1), 0.5), torch.ones(3, 1), torch.zeros(1), False).squeeze(-1)
+    >>> from pyro_ssm.ops.recurrence import recur
+    >>> from pyro_ssm.ops.recurrence_torch import Diagonal
+    >>> recur(Diagonal, torch.full((1, 1), 0.5), torch.ones(3, 1)).squeeze(-1)
     tensor([1.0000, 1.5000, 1.7500])
     """
+    way = way_of(a, b, initial)
+    if way is Way.KERNEL:
+        return kernel.forward(kind, a, b, initial, reset, reverse, last)
+    if way is Way.OPERATOR:
+        return _OPERATORS[kind](a, b, initial, reset, reverse, last)
+    if last and b.shape[kind.time] and (way is Way.TRANSFORM or a.requires_grad):  # the gradient of a needs all states
+        return recur(kind, a, b, initial, reset, reverse=reverse).select(kind.time, 0 if reverse else -1)
+    if way is Way.GRADIENT:
+        return _Scan.apply(a, b, initial, reset, kind, reverse, last)
+    return _transformable(kind, a, b, initial, reset, reverse, last)
+
+
+def _transformable(
+    kind: Any, a: Tensor, b: Tensor, initial: Tensor | None, reset: Tensor | None, reverse: bool, last: bool = False
+) -> Tensor:
+    shape = kernel.shape_of(kind, a, b, initial, reset)
+    a, b, initial = kernel.expanded(kind, shape, a, b, initial, reset)
     if b.shape[kind.time] == 0:
-        return b.clone()
-    if b.shape[kind.time] == 1:
-        return kind.apply(a, initial.unsqueeze(kind.time)) + b
+        return initial.clone() if last else b.clone()
+    if torch.compiler.is_compiling():  # a graph cannot hold Recurrence's rule of forward mode
+        return scan_associative(kind, a, b, initial, reverse)
     return Recurrence.apply(a, b, initial, kind, reverse)
 
 
 class Recurrence(torch.autograd.Function):
-    """:func:`recur` with its hand-derived gradient :math:`x_t = g_t + a_{t+1}^* x_{t+1}`, itself a recurrence.
+    """The recurrence of arguments of one full shape, for every transform that torch has.
+
+    Its hand-derived gradient :math:`x_t = g_t + a_{t+1}^* x_{t+1}` and its tangent are recurrences themselves.
 
     >>> from pyro_ssm.ops.recurrence import Recurrence
     >>> Recurrence.__name__
@@ -115,10 +71,9 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, initial: Tensor, kind: Any, reverse: bool) -> Tensor:  # type: ignore[override]
-        steps, lanes = b.shape[kind.time], initial.numel()
-        if steps >= _BLOCKED_FROM and lanes <= _BLOCKED_LANES.get(b.device.type, lanes):
-            return _blocked(kind, a, b, initial, reverse)
-        return _loop(kind, a, b, initial, reverse)
+        if way_of(a, b, initial) is Way.KERNEL:
+            return kernel.forward(kind, a, b, initial, None, reverse, False)
+        return _OPERATORS[kind](a, b, initial, None, reverse, False)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -128,20 +83,9 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (a, initial, h), kind, reverse, (g,) = ctx.saved_tensors, ctx.kind, ctx.reverse, grads
-        last = g.shape[kind.time] - 1
-        first_at, last_at = (last, 0) if reverse else (0, last)
-        later_at, earlier_at = (0, 1) if reverse else (1, 0)  # where the later, the earlier ones of each pair begin
-        x_last = g.narrow(kind.time, last_at, 1)
-        later, earlier = a.narrow(kind.matrix_time, later_at, last), g.narrow(kind.time, earlier_at, last)
-        x = recur(kind, kind.adjoint(later), earlier, x_last.squeeze(kind.time), not reverse)
-        x = torch.cat([x_last, x] if reverse else [x, x_last], kind.time)
-        grad_a = grad_initial = None
-        if ctx.needs_input_grad[0]:
-            grad_a = kind.outer(x, _before(kind, initial, h, reverse))
-        if ctx.needs_input_grad[2]:
-            start = kind.adjoint(a.narrow(kind.matrix_time, first_at, 1))
-            grad_initial = kind.apply(start, x.narrow(kind.time, first_at, 1)).squeeze(kind.time)
+        a, initial, h = ctx.saved_tensors
+        needed = [ctx.needs_input_grad[i] for i in (0, 2)]
+        grad_a, x, grad_initial = _gradients(ctx.kind, a, initial, h, grads[0], ctx.reverse, needed)
         return grad_a, x, grad_initial, None, None
 
     @staticmethod
@@ -150,8 +94,9 @@ class Recurrence(torch.autograd.Function):
         a_dot, b_dot, initial_dot = tangents[:3]
         drive = torch.zeros_like(h) if b_dot is None else b_dot
         if a_dot is not None:
-            drive = drive + kind.apply(a_dot, _before(kind, initial, h, ctx.reverse))
-        return recur(kind, a, drive, torch.zeros_like(initial) if initial_dot is None else initial_dot, ctx.reverse)
+            drive = drive + kind.apply(a_dot, before(kind, initial, h, ctx.reverse))
+        start = torch.zeros_like(initial) if initial_dot is None else initial_dot
+        return recur(kind, a, drive, start, reverse=ctx.reverse)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
@@ -162,60 +107,153 @@ class Recurrence(torch.autograd.Function):
         return Recurrence.apply(*batched, *args[3:]), 0
 
 
-def _before(kind: Any, initial: Tensor, h: Tensor, reverse: bool) -> Tensor:
-    """:math:`h_{t-1}` for every t."""
-    start, rest = initial.unsqueeze(kind.time), h.narrow(kind.time, int(reverse), h.shape[kind.time] - 1)
-    return torch.cat([rest, start] if reverse else [start, rest], kind.time)
+def _gradients(
+    kind: Any, a: Tensor, initial: Tensor, h: Tensor, g: Tensor, reverse: bool, needed: list[bool]
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Of arguments of one full shape, without resets: differentiable, by recurrences."""
+    last = g.shape[kind.time] - 1
+    first_at, last_at = (last, 0) if reverse else (0, last)
+    later_at, earlier_at = (0, 1) if reverse else (1, 0)  # where the later, the earlier ones of each pair begin
+    x_last = g.narrow(kind.time, last_at, 1)
+    x = x_last
+    if last:
+        later, earlier = a.narrow(kind.matrix_time, later_at, last), g.narrow(kind.time, earlier_at, last)
+        x = recur(kind, kind.adjoint(later), earlier, x_last.squeeze(kind.time), reverse=not reverse)
+        x = torch.cat([x_last, x] if reverse else [x, x_last], kind.time)
+    grad_a = grad_initial = None
+    if needed[0]:
+        grad_a = kind.outer(x, before(kind, initial, h, reverse))
+    if needed[1]:
+        start = kind.adjoint(a.narrow(kind.matrix_time, first_at, 1))
+        grad_initial = kind.apply(start, x.narrow(kind.time, first_at, 1)).squeeze(kind.time)
+    return grad_a, x, grad_initial
 
 
-def _loop(kind: Any, a: Tensor, b: Tensor, initial: Tensor, reverse: bool) -> Tensor:
-    h = torch.empty(b.shape, dtype=b.dtype, device=b.device)
-    steps = list(zip(a.unbind(kind.matrix_time), b.unbind(kind.time), h.unbind(kind.time), strict=True))
-    last = initial
-    for a_t, b_t, h_t in reversed(steps) if reverse else steps:
-        last = kind.step(a_t, last, b_t, h_t)
-    return h
+class _Scan(torch.autograd.Function):
+    """The way of plain tensors: one kernel forward, one backward."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:  # type: ignore[override]
+        *tensors, kind, reverse, last = inputs
+        out = kernel.forward(kind, *tensors, reverse, last)  # type: ignore[call-arg]
+        _keep(ctx, kind, tensors, out, reverse, last)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        again = torch.is_grad_enabled() or (grads[0] is not None and way_of(grads[0]) is not Way.KERNEL)
+        return (*_pull(ctx, grads[0], None if again else kernel.backward), None, None, None, None)
 
 
-def _blocked(kind: Any, a: Tensor, b: Tensor, initial: Tensor, reverse: bool) -> Tensor:
-    """Blocks of about sqrt(T) steps side by side from zero, then the carries from block to block, then both together.
-
-    .. math:: h_{c,q} = \\ell_{c,q} + \\Big(\\prod_{r \\le q} a_{c,r}\\Big) H_{c-1}, \\qquad H_c = h_{c,Q}
-    """
-    if reverse:
-        turned = a if a.stride(kind.matrix_time) == 0 else _shrink(a, kind.matrix_time).flip(kind.matrix_time)
-        return _blocked(kind, turned, b.flip(kind.time), initial, False).flip(kind.time)
-    steps = b.shape[kind.time]
-    size = max(8, round(steps**0.5))
-    whole = steps // size * size
-    a_whole, b_whole = a.narrow(kind.matrix_time, 0, whole), b.narrow(kind.time, 0, whole)
-    a_cut = _shrink(a_whole.unflatten(kind.matrix_time, (-1, size)), kind.matrix_time)  # (..., blocks | 1, size, ...)
-    b_cut = b_whole.unflatten(kind.time, (-1, size))
-    a_rows, b_rows = a_cut.unbind(kind.matrix_time), b_cut.unbind(kind.time)
-    products, local = [a_rows[0]], torch.empty(b_cut.shape, dtype=b.dtype, device=b.device)
-    rows = local.unbind(kind.time)
-    rows[0].copy_(b_rows[0])
-    for q in range(1, size):
-        products.append(kind.compose(a_rows[q], products[-1]))
-        kind.step(a_rows[q], rows[q - 1], b_rows[q], rows[q])
-    carry, starts = initial, []
-    leap = products[-1].expand(rows[-1].shape[: kind.time + 1] + products[-1].shape[kind.matrix_time + 1 :])
-    for leap_c, end_c in zip(leap.unbind(kind.matrix_time), rows[-1].unbind(kind.time), strict=True):
-        starts.append(carry)
-        carry = kind.apply(leap_c, carry) + end_c
-    start = torch.stack(starts, kind.time)
-    for product, row in zip(products, rows, strict=True):
-        row += kind.apply(product, start)
-    h = local.flatten(kind.time - 1, kind.time)
-    if whole == steps:
-        return h
-    rest = _loop(
-        kind, a.narrow(kind.matrix_time, whole, steps - whole), b.narrow(kind.time, whole, steps - whole), carry, False
+def _keep(ctx: Any, kind: Any, tensors: Any, out: Tensor, reverse: bool, last: bool) -> None:
+    """What the backward pass needs."""
+    a, b, initial, reset = tensors
+    ctx.kind, ctx.reverse, ctx.last = kind, reverse, last
+    ctx.shape = kernel.shape_of(kind, a, b, initial, reset)
+    ctx.shapes = (a.shape, b.shape, None if initial is None else initial.shape)
+    ctx.set_materialize_grads(False)
+    needs_states = ctx.needs_input_grad[0]
+    ctx.save_for_backward(
+        a, initial, reset, out if needs_states and not last else None, b if needs_states and last else None
     )
-    return torch.cat([h, rest], kind.time)
 
 
-def _shrink(a: Tensor, time: int) -> Tensor:
-    """``a`` with size 1 in the leading dims along which it was expanded: products need not be repeated there."""
-    index = [slice(0, 1) if stride == 0 else slice(None) for stride in a.stride()[: a.dim() + time]]
-    return a[tuple(index)]
+def _pull(ctx: Any, g: Tensor | None, run: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of a, b and initial by the backward kernel ``run``; differentiable ones where it is None."""
+    if g is None:
+        return None, None, None
+    a, initial, reset, states, b = ctx.saved_tensors
+    kind, wanted = ctx.kind, list(ctx.needs_input_grad[:3])
+    if b is not None:
+        states = recur(kind, a, b, initial, reset, reverse=ctx.reverse)
+    if run is None or 0 in ctx.shape:
+        found = _differentiable(ctx, g, a, initial, reset, states, wanted)
+    else:
+        grads = (None, g) if ctx.last else (g, None)
+        found = run(kind, *grads, a, initial, reset, states, ctx.shape, ctx.reverse, wanted)
+    grad_a, grad_b, grad_initial = (
+        None if not want else x if x.shape == size else x.sum_to_size(size)
+        for x, size, want in zip(found, ctx.shapes, wanted, strict=True)
+    )
+    return grad_a, grad_b, grad_initial
+
+
+def _differentiable(
+    ctx: Any, g: Tensor, a: Tensor, initial: Tensor | None, reset: Tensor | None, states: Tensor | None, wanted: list
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    kind, shape, time = ctx.kind, ctx.shape, ctx.kind.time
+    if ctx.last and shape[time]:
+        g = g.unsqueeze(time)
+        rest = g.new_zeros(shape[:time] + (shape[time] - 1,) + shape[time + 1 :])
+        g = torch.cat([g, rest] if ctx.reverse else [rest, g], time)
+    if shape[time] == 0:
+        zero = g.new_zeros(shape)
+        return torch.zeros_like(a), zero, g if ctx.last else g.new_zeros(shape[:time] + shape[time + 1 :])
+    full_a, _, first = kernel.expanded(kind, shape, a, g, initial, reset)
+    grad_a, x, grad_initial = _gradients(kind, full_a, first, states, g, ctx.reverse, [wanted[0], wanted[2]])
+    if grad_a is not None and reset is not None:
+        grad_a = kernel.cleared(kind, grad_a, reset)
+    return grad_a, x, grad_initial
+
+
+def _operator(kind: Any) -> Any:
+    """Register the recurrence of one kind, and its backward kernel."""
+    name = kind.name
+
+    def run_backward(*arguments: Any) -> tuple[Tensor, ...]:
+        like = arguments[2]
+        return tuple(like.new_empty(0) if x is None else x for x in kernel.backward(kind, *arguments))
+
+    def fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
+        a, shape, wanted = arguments[2], arguments[6], arguments[8]
+        state = [*shape[: kind.time], *shape[len(shape) + kind.time + 1 :]]
+        sizes = (a.shape, shape, state)
+        return tuple(a.new_empty(size if want else (0,)) for size, want in zip(sizes, wanted, strict=True))
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            f"torch.ops.pyro_ssm.{name}_backward has no derivative; differentiate {name} itself with create_graph=True"
+        )
+
+    backward = define(
+        f"{name}_backward",
+        "Tensor? grad, Tensor? grad_last, Tensor a, Tensor? initial, Tensor? reset, Tensor? states, SymInt[] shape, "
+        "bool reverse, bool[] wanted",
+        "(Tensor, Tensor, Tensor)",
+        run_backward,
+        fake_backward,
+        backward=refuse,
+    )
+
+    def run(a: Tensor, b: Tensor, initial: Any, reset: Any, reverse: bool, last: bool) -> Tensor:
+        return kernel.forward(kind, a, b, initial, reset, reverse, last)
+
+    def fake(a: Tensor, b: Tensor, initial: Any, reset: Any, reverse: bool, last: bool) -> Tensor:
+        shape = kernel.shape_of(kind, a, b, initial, reset)
+        return b.new_empty(shape[: kind.time] + shape[kind.time + 1 :] if last else shape)
+
+    def keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _keep(ctx, kind, inputs[:4], output, *inputs[4:])
+
+    def pull(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
+        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return (*_pull(ctx, g, None if again else lambda _, *arguments: backward(*arguments)), None, None, None)
+
+    def batch(info: Any, in_dims: Any, *arguments: Any) -> tuple[Tensor, int]:
+        tensors = unbatched(info, in_dims[:4], arguments[:4])
+        return forward(*tensors, *arguments[4:]), 0
+
+    forward = define(
+        name,
+        "Tensor a, Tensor b, Tensor? initial, Tensor? reset, bool reverse, bool last",
+        "Tensor",
+        run,
+        fake,
+        setup=keep,
+        backward=pull,
+        batch=batch,
+    )
+    return forward
+
+
+_OPERATORS = {kind: _operator(kind) for kind in (Diagonal, Pairs)}

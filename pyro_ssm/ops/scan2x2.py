@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_ssm.ops.recurrence import Pairs, recur
+from pyro_ssm.ops.recurrence import recur
+from pyro_ssm.ops.recurrence_arguments import arranged
+from pyro_ssm.ops.recurrence_kernel import shape_of
+from pyro_ssm.ops.recurrence_torch import Pairs
 
 __all__ = ["scan2x2", "scan2x2_reference"]
 
@@ -22,11 +25,14 @@ def scan2x2_reference(
     tensor([[ 0.,  1.],
             [-1.,  0.]])
     """
-    matrix, drive, h = _broadcast(matrix, drive, initial, reset)
-    fresh = torch.zeros(drive.shape[:-2], dtype=torch.bool) if reset is None else reset.expand(drive.shape[:-2])
+    matrix, drive, initial, reset = arranged(Pairs, matrix, drive, initial, reset)
+    shape = shape_of(Pairs, matrix, drive, initial, reset)
+    fresh = torch.zeros(shape[:-2], dtype=torch.bool, device=drive.device) if reset is None else reset
+    matrix, drive, fresh = matrix.expand(shape + (2,)), drive.expand(shape), fresh.expand(shape[:-2])
+    h = (drive.new_zeros(()) if initial is None else initial).expand(shape[:-3] + shape[-2:])
     states = []
     for t in range(drive.shape[-3]):
-        h = torch.where(fresh[..., t, None, None].to(h.device), torch.zeros_like(h), h)
+        h = torch.where(fresh[..., t, None, None], torch.zeros_like(h), h)
         h = (matrix[..., t, :, :, :] @ h.unsqueeze(-1)).squeeze(-1) + drive[..., t, :, :]
         states.append(h)
     return torch.stack(states, -3) if states else drive.clone()
@@ -61,25 +67,5 @@ def scan2x2(matrix: Tensor, drive: Tensor, initial: Tensor | None = None, *, res
     tensor([[ 0.,  1.],
             [-1.,  0.]])
     """
-    matrix, drive, initial = _broadcast(matrix, drive, initial, reset)
-    if reset is not None:
-        matrix = matrix.masked_fill(reset[..., None, None, None], 0.0)
-    return recur(Pairs, matrix, drive, initial, False)
-
-
-def _broadcast(
-    matrix: Tensor, drive: Tensor, initial: Tensor | None, reset: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    if matrix.dim() < 4 or matrix.shape[-2:] != (2, 2):
-        raise ValueError(f"scan2x2: `matrix` must be (..., time, channels, 2, 2), got shape {tuple(matrix.shape)}")
-    if drive.dim() < 3 or drive.shape[-1] != 2:
-        raise ValueError(f"scan2x2: `drive` must be (..., time, channels, 2), got shape {tuple(drive.shape)}")
-    if reset is not None and reset.dtype != torch.bool:
-        raise TypeError(f"scan2x2: `reset` must be boolean, got {reset.dtype}")
-    shapes = [matrix.shape[:-1], drive.shape]
-    shapes += [] if initial is None else [initial.unsqueeze(-3).shape]
-    shapes += [] if reset is None else [reset.shape + (1, 1)]
-    shape = torch.broadcast_shapes(*shapes)
-    state = shape[:-3] + shape[-2:]
-    h = torch.zeros(state, dtype=drive.dtype, device=drive.device) if initial is None else initial.expand(state)
-    return matrix.expand(shape + (2,)), drive.expand(shape), h
+    matrix, drive, initial, reset = arranged(Pairs, matrix, drive, initial, reset)
+    return recur(Pairs, matrix, drive, initial, reset)

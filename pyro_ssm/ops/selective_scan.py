@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_ssm.ops.diagonal_scan import check_steps, diagonal_scan
+from pyro_ssm.ops.diagonal_scan import check_steps
+from pyro_ssm.ops.scan_arguments import check_shape, check_together, untimed
+from pyro_ssm.ops.selective_kernel import SELECTIVE_SCAN
 
 __all__ = ["selective_scan", "selective_scan_reference"]
 
@@ -97,8 +99,13 @@ def selective_scan(
 
     Returns:
         ``(y, final)``: ``(..., time, D)`` and the final state ``(..., D, N)``, both differentiable. Leading dims
-        broadcast. No tensor of ``time * D * N`` is kept for the backward pass, which computes the states of each chunk
-        again.
+        broadcast.
+
+    On a CPU one compiled kernel does it all: no tensor of ``time * D * N`` exists; for the backward pass the state
+    before every 16th step is kept, and the others are computed again. Where the library is not there, torch does it
+    in chunks, to the same effect. Second derivatives (``create_graph``), forward mode and the transforms of
+    ``torch.func`` go through torch and are exact. float16 and bfloat16 are computed in float32 (``y`` comes back in the
+    dtype of ``u``, the state in float32). Results do not depend on the number of threads.
 
     Raises:
         ValueError: a shape that does not fit.
@@ -112,37 +119,49 @@ def selective_scan(
     >>> selective_scan(u, u, -u[:1], u, u)[0].squeeze(-1)
     tensor([1.0000, 1.3679])
     """
-    _check(u, dt, A, B, C)
-    check_steps("selective_scan", u, gap=gap, mask=mask, reset=reset)
-    if mask is not None:
-        here = mask.unsqueeze(-1)
-        u, dt, B, C = (x.where(here, torch.zeros((), dtype=x.dtype, device=x.device)) for x in (u, dt, B, C))
-        z = None if z is None else z.where(here, torch.zeros((), dtype=z.dtype, device=z.device))
-        gap = None if gap is None else gap.where(mask, torch.zeros((), dtype=gap.dtype, device=gap.device))
-    dt = dt if dt_bias is None else dt + dt_bias
-    dt = F.softplus(dt) if softplus else dt
-    dt = dt if gap is None else dt * gap.unsqueeze(-1)
-    if mask is not None:
-        dt = dt.where(here, torch.zeros((), dtype=dt.dtype, device=dt.device))
-    h = torch.zeros(A.shape[-2:], dtype=u.dtype, device=u.device) if initial is None else initial
-    y, final = diagonal_scan(u, dt, A, B.unsqueeze(-2), C.unsqueeze(-2), h, reset, "euler")
-    y = y if D is None else y + u * D
-    y = y if z is None else y * F.silu(z)
-    return (y if mask is None else y.where(here, torch.zeros((), dtype=y.dtype, device=y.device))), final
+    given = (u, dt, A, B, C, D, z, dt_bias, gap, mask, reset, initial, softplus, 1)
+    known = SELECTIVE_SCAN.recall(given)
+    if known is not None:
+        return known
+    _check(*given[:12])
+    A = untimed("selective_scan", "A", A, 2)
+    D = None if D is None else untimed("selective_scan", "D", D, 1)
+    dt_bias = None if dt_bias is None else untimed("selective_scan", "dt_bias", dt_bias, 1)
+    arguments = (u, dt, A, B, C, D, z, dt_bias, gap, mask, reset, initial, softplus, 1)
+    y, final = SELECTIVE_SCAN.run(*arguments)
+    SELECTIVE_SCAN.remember(given, arguments, y, final)
+    return y, final
 
 
-def _check(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> None:
+def _check(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    gap: Tensor | None,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    initial: Tensor | None,
+) -> None:
+    name = "selective_scan"
     if u.dim() < 2:
-        raise ValueError(f"selective_scan: `u` must be (..., time, D), got shape {tuple(u.shape)}")
+        raise ValueError(f"{name}: `u` must be (..., time, D), got shape {tuple(u.shape)}")
     steps, width = u.shape[-2:]
-    if dt.shape[-2:] != (steps, width):
-        raise ValueError(f"selective_scan: `dt` must be (..., {steps}, {width}) as `u`, got shape {tuple(dt.shape)}")
+    check_shape(name, "dt", dt, (steps, width))
     if A.dim() < 2 or A.shape[-2] != width:
-        raise ValueError(f"selective_scan: `A` must be ({width}, N), got shape {tuple(A.shape)}")
-    for name, x in (("B", B), ("C", C)):
-        if x.shape[-2:] != (steps, A.shape[-1]):
-            wanted = f"(..., {steps}, {A.shape[-1]})"
-            raise ValueError(f"selective_scan: `{name}` must be {wanted}, got shape {tuple(x.shape)}")
-    for name, x in (("dt", dt), ("A", A), ("B", B), ("C", C)):
-        if x.dtype != u.dtype:
-            raise TypeError(f"selective_scan: `{name}` is {x.dtype} and `u` is {u.dtype}; give them one dtype")
+        raise ValueError(f"{name}: `A` must be ({width}, N), got shape {tuple(A.shape)}")
+    size = A.shape[-1]
+    check_shape(name, "B", B, (steps, size))
+    check_shape(name, "C", C, (steps, size))
+    check_shape(name, "D", D, (width,))
+    check_shape(name, "z", z, (steps, width))
+    check_shape(name, "dt_bias", dt_bias, (width,))
+    check_shape(name, "initial", initial, (width, size))
+    check_steps(name, u, gap=gap, mask=mask, reset=reset)
+    check_together(
+        name, u=u, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, gap=gap, mask=mask, reset=reset, initial=initial
+    )

@@ -158,7 +158,7 @@ def test_second_derivatives_over_several_chunks(name, monkeypatch):
     for module, constant, value in (
         ("recompute", "_CHUNK_ELEMENTS", 1),
         ("recompute", "_SHORTEST_CHUNK", 2),
-        ("ssd", "_CHUNK", {"cpu": 2}),
+        ("selective_torch", "_CHUNK", {"cpu": 2}),
     ):
         monkeypatch.setattr(import_module(f"pyro_ssm.ops.{module}"), constant, value)
     fast, plain, make, options = OPS[name]

@@ -1,4 +1,4 @@
-// What every pass needs to know: sizes, where things stand on the tape, scratch memory, threads.
+// What every pass needs to know: sizes, where things stand on the tape, scratch memory.
 
 constexpr i64 BLOCK = 64;  // times in a block: covariances first, then the means of every tile
 
@@ -22,17 +22,6 @@ class Arena {
     }
     double* doubles(i64 count) { return take<double>(count); }
 };
-
-// fn(begin, end) over [0, count) in pieces, on the threads of torch where it lends them.
-template <class Fn>
-static void parallel(void* parallel_for, i64 count, i64 grain, Fn& fn) {
-    typedef int32_t (*ParallelFor)(i64, i64, i64, void (*)(i64, i64, void*), void*);
-    if (!parallel_for || count <= grain) {
-        if (count > 0) fn(0, count);
-        return;
-    }
-    ((ParallelFor)parallel_for)(0, count, grain, [](i64 begin, i64 end, void* f) { (*(Fn*)f)(begin, end); }, &fn);
-}
 
 // One time of a covariance recursion, in doubles from the start of its record:
 // P- (n x ld), E = W H P- (p x ld), W = S^{-1/2} (p x p, lower), the constant of the density, the number of rows seen,

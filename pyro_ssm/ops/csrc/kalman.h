@@ -6,9 +6,7 @@
 // dims of every array are contiguous.
 #pragma once
 
-#include <stdint.h>
-
-typedef int64_t i64;
+#include "library.h"
 
 // Every field is eight bytes wide: Python fills the struct as one array of integers, in this order.
 struct KalmanArgs {

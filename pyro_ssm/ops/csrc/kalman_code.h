@@ -14,6 +14,7 @@
 namespace PYRO_SSM_ISA {
 namespace {
 #include "matrix.h"
+#include "parallel.h"
 #include "context.h"
 #include "covariance.h"
 #include "forward.h"

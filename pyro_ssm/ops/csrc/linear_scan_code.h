@@ -1,0 +1,50 @@
+// The recurrence for one instruction set. Each linear_scan_*.cpp defines PYRO_SSM_ISA (a namespace) and PYRO_SSM_WIDTH,
+// includes the system headers below for any processor, switches its instructions on, and includes this file again.
+#if !defined(PYRO_SSM_SYSTEM_HEADERS)
+#define PYRO_SSM_SYSTEM_HEADERS
+#include <cstdlib>
+#include <cstring>
+
+#include "isa.h"
+#include "linear_scan.h"
+#if PYRO_SSM_X86
+#include <immintrin.h>
+#endif
+#else
+namespace PYRO_SSM_ISA {
+namespace {
+#include "parallel.h"
+#include "scan_math.h"
+#include "lanes.h"
+#include "scan_blocks.h"
+#include "scan_passes.h"
+#include "bank_passes.h"
+
+template <class Kind, class T> int run(const ScanArgs& args, bool backward) {
+    if (backward) backward_all<Kind, T>(args);
+    else forward_all<Kind, T>(args);
+    return SCAN_OK;
+}
+int dispatch(const ScanArgs& args, bool backward) {
+    switch (args.kind) {
+        case SCAN_F32: return run<RealKind, float>(args, backward);
+        case SCAN_F64: return run<RealKind, double>(args, backward);
+        case SCAN_C64: return run<ComplexKind, float>(args, backward);
+        case SCAN_C128: return run<ComplexKind, double>(args, backward);
+        case SCAN_PAIR_F32: return run<PairKind, float>(args, backward);
+        case SCAN_PAIR_F64: return run<PairKind, double>(args, backward);
+        default: return SCAN_UNKNOWN_KIND;
+    }
+}
+int forward(const ScanArgs& args) { return dispatch(args, false); }
+int backward(const ScanArgs& args) { return dispatch(args, true); }
+int bank(const BankArgs& args, bool backward) {
+    if (args.doubles) return bank_tasks<double>(args, backward ? bank_backward_one<double> : bank_forward_one<double>);
+    return bank_tasks<float>(args, backward ? bank_backward_one<float> : bank_forward_one<float>);
+}
+int bank_forward(const BankArgs& args) { return bank(args, false); }
+int bank_backward(const BankArgs& args) { return bank(args, true); }
+}  // namespace
+extern const ScanCode code = {forward, backward, bank_forward, bank_backward};
+}  // namespace PYRO_SSM_ISA
+#endif

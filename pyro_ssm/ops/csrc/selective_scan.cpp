@@ -1,0 +1,26 @@
+// The functions of the selective scan and the short convolution that Python calls.
+#include "selective_scan.h"
+#include "causal_conv1d.h"
+#include "isa.h"
+
+#define DECLARE(isa) namespace isa { extern const SelectiveCode code; extern const ConvolveCode convolve_code; }
+DECLARE(selective_base)
+DECLARE(selective_avx2)
+DECLARE(selective_avx512)
+
+#if PYRO_SSM_X86
+#define CHOOSE(name) \
+    (isa_level() == ISA_AVX512 ? selective_avx512::name : isa_level() == ISA_AVX2 ? selective_avx2::name : selective_base::name)
+#else
+#define CHOOSE(name) selective_base::name
+#endif
+
+EXPORT i64 pyro_ssm_selective_args_size() { return (i64)sizeof(SelectiveArgs); }
+EXPORT i64 pyro_ssm_convolve_args_size() { return (i64)sizeof(ConvolveArgs); }
+EXPORT int pyro_ssm_selective_forward(const SelectiveArgs* args) { return CHOOSE(code).forward(*args); }
+EXPORT int pyro_ssm_selective_backward(const SelectiveArgs* args) { return CHOOSE(code).backward(*args); }
+EXPORT int pyro_ssm_convolve_forward(const ConvolveArgs* args) { return CHOOSE(convolve_code).forward(*args); }
+EXPORT int pyro_ssm_convolve_backward(const ConvolveArgs* args) { return CHOOSE(convolve_code).backward(*args); }
+EXPORT void pyro_ssm_elementary(i64 doubles, i64 what, i64 count, const void* in, void* out) {
+    CHOOSE(code).elementary(doubles, what, count, in, out);
+}
