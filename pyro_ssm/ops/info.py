@@ -6,7 +6,7 @@ from pyro_ssm.ops.compiled import library
 
 __all__ = ["OpsInfo", "info"]
 
-OPERATORS = ("kalman_filter", "linear_scan", "scan2x2")  # those that have a compiled version
+OPERATORS = ("diag_lti", "kalman_filter", "linear_scan", "scan2x2")  # those that have a compiled version
 
 
 class OpsInfo(NamedTuple):
@@ -48,7 +48,7 @@ def info() -> OpsInfo:
         >>> from pyro_ssm.ops.info import info
         >>> state = info()
         >>> sorted([*state.compiled, *state.missing])
-        ['kalman_filter', 'linear_scan', 'scan2x2']
+        ['diag_lti', 'kalman_filter', 'linear_scan', 'scan2x2']
     """
     found = library()
     if found.functions is None:
