@@ -8,7 +8,7 @@ tensors that are there): the ratio is the fraction of the machine's copy bandwid
 write to memory that is there, as the copy does; in all other rows results are fresh, and a large one costs more in page
 faults than in arithmetic (``THP_MEM_ALLOC_ENABLE=1`` halves that on Linux).
 
-Every family of rows is a function that yields ``(case, elements)``; the nanoseconds of an element stand below the table.
+Every family of rows is a function that yields ``(case, elements)``; nanoseconds an element stand below the table.
 """
 
 import sys
