@@ -157,7 +157,7 @@ def lti():
         label = f"diag_lti, {batch}x{length}x{channels}, {states} states"
         elements, forward, both = u.numel() * states, without_gradient(scan), with_gradient(scan, inputs)
         yield case(f"{label}, forward", forward, in_torch(forward), "convolution"), elements
-        yield case(f"{label}, forward and backward", both, in_torch(both), "convolution", rtol=2e-3), elements
+        yield case(f"{label}, forward and backward", both, in_torch(both), "convolution", rtol=1e-4), elements
 
 
 FAMILIES = {"bandwidth": bandwidth, "linear": linear, "pairs": pairs, "lti": lti}
