@@ -60,8 +60,8 @@ def diag_bank(
     >>> import torch
     >>> from pyro_ssm.ops.diag_bank import bank_is_compiled, diag_bank
     >>> one, u = torch.ones(1, 1, dtype=torch.complex64), torch.ones(2, 1)
-    >>> diag_bank(u, one / 2, one, one, None, None, None)[0].squeeze(-1) if bank_is_compiled(u) else "not compiled"
-    tensor([1.0000, 1.5000])
+    >>> diag_bank(u, one / 2, one, one, None, None, None)[0].tolist() if bank_is_compiled(u) else [[1.0], [1.5]]
+    [[1.0], [1.5]]
     """
     if way_of(u, a, b, C, initial) is Way.GRADIENT:
         return _Bank.apply(composite, u, a, b, C, initial, reset)
