@@ -7,7 +7,7 @@ from pyro_ssm.ops.compiled import library
 __all__ = ["OpsInfo", "info"]
 
 #: those that have a compiled version
-OPERATORS = ("causal_conv1d", "kalman_filter", "linear_scan", "scan2x2", "selective_scan", "ssd")
+OPERATORS = ("causal_conv1d", "diag_lti", "kalman_filter", "linear_scan", "scan2x2", "selective_scan", "ssd")
 
 
 class OpsInfo(NamedTuple):
@@ -49,7 +49,7 @@ def info() -> OpsInfo:
         >>> from pyro_ssm.ops.info import info
         >>> state = info()
         >>> sorted([*state.compiled, *state.missing])
-        ['causal_conv1d', 'kalman_filter', 'linear_scan', 'scan2x2', 'selective_scan', 'ssd']
+        ['causal_conv1d', 'diag_lti', 'kalman_filter', 'linear_scan', 'scan2x2', 'selective_scan', 'ssd']
     """
     found = library()
     if found.functions is None:
