@@ -20,37 +20,18 @@ from harness import Case, DisagreementError, pin_threads, run
 pin_threads(1)
 
 import particles  # noqa: E402  (threads are pinned before numpy and torch are imported)
-import pyro.distributions as dist  # noqa: E402
 import torch  # noqa: E402
 from particles import state_space_models  # noqa: E402
 
 import pyro_ssm as ssm  # noqa: E402
-from pyro_ssm.components import Emission, Gaussian, Initial, Transition  # noqa: E402
+from pyro_ssm.components import Emission  # noqa: E402
 
 MU, RHO, SIGMA = -1.02, 0.9702, 0.178  # Pitt and Shephard (1999)
 START = SIGMA / math.sqrt(1 - RHO**2)
 
 
 def normal(loc, scale):
-    return dist.Independent(dist.Normal(loc, scale, validate_args=False), 1, validate_args=False)
-
-
-class Start(Initial, Gaussian):
-    state_dim = 1
-
-    def forward(self, time, inputs, memory=None):
-        return normal(torch.full((1, 1), MU), torch.full((1, 1), START))
-
-
-class LogVolatility(Transition, Gaussian):
-    state_dim = 1
-
-    def __init__(self):
-        super().__init__()
-        self.scale = torch.full((1,), SIGMA)
-
-    def forward(self, state, time, next_time, inputs, memory=None):
-        return normal(RHO * state + MU * (1 - RHO), self.scale)
+    return ssm.distributions.DiagonalNormal(loc, scale)
 
 
 class Returns(Emission):
@@ -58,6 +39,15 @@ class Returns(Emission):
 
     def forward(self, state, time, inputs, memory=None):
         return normal(state.new_zeros(()), (0.5 * state).exp())
+
+
+def stochastic_volatility() -> ssm.StateSpaceModel:
+    """An autoregression of the log variance, from its stationary law."""
+    start = ssm.dynamics.NormalInitial(1, loc=MU, scale=START)
+    move = ssm.dynamics.LinearNormal(1, matrix=torch.tensor([[RHO]]), scale=SIGMA)
+    with torch.no_grad():
+        move.offset.fill_(MU * (1 - RHO))
+    return ssm.StateSpaceModel(start, move, Returns())
 
 
 def lean(values: torch.Tensor) -> ssm.infer.FeynmanKac:
@@ -89,10 +79,11 @@ def agree(ours, peer, spread: float) -> float:
 
 def cases(num_particles: int, num_times: int, num_series: int) -> list[Case]:
     torch.manual_seed(1)
-    model = ssm.StateSpaceModel(Start(), LogVolatility(), Returns())
+    model = stochastic_volatility()
     batch = (num_series,) if num_series > 1 else ()
     times = torch.arange(float(num_times))
-    _, y = model(ssm.TimeSeries(times.expand(batch + (num_times,))))
+    with torch.no_grad():
+        _, y = model(ssm.TimeSeries(times.expand(batch + (num_times,))))
     data = ssm.TimeSeries(times, y)
     series = [row.squeeze(-1).numpy() for row in y.reshape(-1, num_times, 1).unbind(0)]
     theirs = state_space_models.StochVol(mu=MU, rho=RHO, sigma=SIGMA)

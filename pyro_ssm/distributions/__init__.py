@@ -1,5 +1,6 @@
 """Laws over whole paths and records; masked observations."""
 
+from pyro_ssm.distributions.diagonal_normal import DiagonalNormal
 from pyro_ssm.distributions.driven_noise import DrivenNoise
 from pyro_ssm.distributions.euler_path import EulerDraw, EulerPath
 from pyro_ssm.distributions.girsanov import GirsanovPath
@@ -16,6 +17,7 @@ from pyro_ssm.distributions.simulated import SimulatedLaw
 from pyro_ssm.distributions.singular_normal import SingularNormal, affine_law
 
 __all__ = [
+    "DiagonalNormal",
     "DrivenNoise",
     "EulerDraw",
     "EulerPath",

@@ -28,6 +28,7 @@ from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
 from pyro_ssm.ops.linear_sde import LinearStep, linear_sde_step, linear_sde_step_reference, stationary_root
 from pyro_ssm.ops.quadrature import SigmaPoints, cubature_rule, gauss_hermite_rule, unscented_rule
 from pyro_ssm.ops.radial import RadialMoments, radial_basis, radial_moments
+from pyro_ssm.ops.random import standard_normals
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
 from pyro_ssm.ops.scan2x2 import scan2x2, scan2x2_reference
 from pyro_ssm.ops.sde import SDEStep, sde_path, sde_step
@@ -36,11 +37,13 @@ from pyro_ssm.ops.ssd import ssd, ssd_reference
 from pyro_ssm.ops.ssm_kernel import fft_conv, ssm_kernel, ssm_kernel_reference
 from pyro_ssm.ops.taper import gaspari_cohn
 from pyro_ssm.ops.torchsde_path import torchsde_path
+from pyro_ssm.ops.weights import Normalised, normalise, normalise_reference
 
 __all__ = [
     "BrownianPath",
     "LinearStep",
     "NormalPlusLowRank",
+    "Normalised",
     "OpsInfo",
     "RadialMoments",
     "SDEStep",
@@ -91,6 +94,8 @@ __all__ = [
     "linear_scan_reference",
     "linear_sde_step",
     "linear_sde_step_reference",
+    "normalise",
+    "normalise_reference",
     "radial_basis",
     "radial_moments",
     "resampling",
@@ -104,6 +109,7 @@ __all__ = [
     "ssd_reference",
     "ssm_kernel",
     "ssm_kernel_reference",
+    "standard_normals",
     "stationary_root",
     "torchsde_path",
     "tria",

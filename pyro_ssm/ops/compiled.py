@@ -15,7 +15,29 @@ import torch
 
 __all__ = ["ABI", "Library", "library"]
 
-ABI = 2  # of csrc/kalman.cpp: pyro_ssm_abi()
+ABI = 3  # of csrc/kalman.cpp: pyro_ssm_abi()
+_INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
+_NORMALISE = (None, _POINTER, _POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER)
+_ANCESTORS = (ctypes.c_int, _INT, _POINTER, _POINTER, _POINTER, _INT, _INT, _POINTER)
+_DRAW = (None, *[_POINTER] * 5, _INT, _INT, _POINTER)
+_DENSITY = (ctypes.c_int, *[_POINTER, _INT] * 3, _INT, _INT, _INT, _POINTER)
+#: of each function, its result and its arguments
+SIGNATURES: dict[str, tuple] = {
+    "pyro_ssm_kalman_forward": (ctypes.c_int, _POINTER),
+    "pyro_ssm_kalman_backward": (ctypes.c_int, _POINTER),
+    "pyro_ssm_kalman_backwards": (ctypes.c_int, _POINTER),
+    "pyro_ssm_normalise_f32": _NORMALISE,
+    "pyro_ssm_normalise_f64": _NORMALISE,
+    "pyro_ssm_ancestors_f32": _ANCESTORS,
+    "pyro_ssm_ancestors_f64": _ANCESTORS,
+    "pyro_ssm_ancestors_of_counts": (None, _POINTER, _INT, _INT, _POINTER),
+    "pyro_ssm_take": (ctypes.c_int, _POINTER, _POINTER, _INT, _INT, _INT, _INT, _POINTER),
+    "pyro_ssm_affine_draw_f32": _DRAW,
+    "pyro_ssm_affine_draw_f64": _DRAW,
+    "pyro_ssm_normal_density_f32": _DENSITY,
+    "pyro_ssm_normal_density_f64": _DENSITY,
+    "pyro_ssm_normals": (None, _INT, _INT, _POINTER, _POINTER),
+}
 PATH = Path(__file__).with_name("_cpu.dll" if os.name == "nt" else "_cpu.so")
 
 
@@ -65,9 +87,9 @@ def _load(path: Path) -> Library:
         return Library(None, f"{path.name} could not be loaded ({error}); install again", "", 0)
     if found != ABI:
         return Library(None, f"{path.name} is of another version ({found}, wanted {ABI}); install again", "", 0)
-    for name in ("pyro_ssm_kalman_forward", "pyro_ssm_kalman_backward", "pyro_ssm_kalman_backwards"):
-        getattr(functions, name).restype = ctypes.c_int
-        getattr(functions, name).argtypes = [ctypes.c_void_p]
+    for name, (result, *arguments) in SIGNATURES.items():
+        getattr(functions, name).restype = result
+        getattr(functions, name).argtypes = arguments
     return Library(functions, "", isa, _torch_parallel_for())
 
 

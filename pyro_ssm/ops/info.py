@@ -6,7 +6,7 @@ from pyro_ssm.ops.compiled import library
 
 __all__ = ["OpsInfo", "info"]
 
-OPERATORS = ("kalman_filter",)  # those that have a compiled version
+OPERATORS = ("kalman_filter", "normalise", "resampling", "standard_normals")  # those that have a compiled version
 
 
 class OpsInfo(NamedTuple):
@@ -48,7 +48,7 @@ def info() -> OpsInfo:
         >>> from pyro_ssm.ops.info import info
         >>> state = info()
         >>> sorted([*state.compiled, *state.missing])
-        ['kalman_filter']
+        ['kalman_filter', 'normalise', 'resampling', 'standard_normals']
     """
     found = library()
     if found.functions is None:

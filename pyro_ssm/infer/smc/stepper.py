@@ -13,6 +13,7 @@ from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.noise import Noise
 from pyro_ssm.infer.smc.resample import Resampling, Weighted
 from pyro_ssm.infer.smc.tree import tree_where
+from pyro_ssm.ops import normalise
 
 __all__ = ["Cloud", "Step", "Stepper", "normalise"]
 
@@ -138,10 +139,15 @@ class Stepper:
             # choose by W e^twist, and give the chosen their weight divided by what they were chosen by
             _, twisted, weights, ess = normalise(log_weights + self.fk.log_twist(k - 1, cloud.particles))
             log_weights, correction = twisted, log_weights - twisted
-        need = None if self.ess_threshold >= 1 else ess < self.ess_threshold * self.num_particles
+        uneven, need = self.ess_threshold * self.num_particles, None
+        if self.ess_threshold < 1 and ess.is_cpu and ess.dim() == 0:
+            if not ess.item() < uneven:
+                return cloud.particles, cloud.log_weights, None, False
+        elif self.ess_threshold < 1:
+            need = ess < uneven
         if alive is not None:
             need = alive if need is None else need & alive
-        if need is not None and need.device.type == "cpu":
+        if need is not None and need.is_cpu:
             if not bool(need if need.dim() == 0 else need.any()):
                 return cloud.particles, cloud.log_weights, None, False
             need = None if need.dim() == 0 else need
@@ -161,11 +167,8 @@ class Stepper:
 
     def _weigh(self, k: int, particles: Any, previous: Any, log_weights: Tensor, origin: tuple[Any, ...]) -> Step:
         active = self._active[k]
-        if active is False:
-            potential = log_weights
-        else:
-            potential = log_weights + self.fk.log_potential(k, previous, particles)
-        total, new_log_weights, weights, ess = normalise(potential)
+        factor = None if active is False else self.fk.log_potential(k, previous, particles)
+        total, new_log_weights, weights, ess = normalise(log_weights, factor)
         if active is False:
             total, new_log_weights = torch.zeros_like(total), log_weights
         elif active is not None:
@@ -173,35 +176,6 @@ class Stepper:
             new_log_weights = torch.where(active, new_log_weights, log_weights)
             weights = torch.where(active, weights, log_weights.exp())
         return Step(Cloud(particles, new_log_weights, k), weights, total, ess, *origin)
-
-
-def normalise(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Normalise weights over particles: log total, log-weights, weights and effective sample size.
-
-    .. math:: \\log \\sum_n w_n, \\qquad \\log W_n, \\qquad W_n = w_n / \\textstyle\\sum_m w_m, \\qquad
-        1 / \\textstyle\\sum_n W_n^2
-
-    Where all weights are zero the total is -inf and the rest NaN.
-
-    Args:
-        log_weights: ``(N, *batch)``.
-
-    >>> import torch
-    >>> from pyro_ssm.infer.smc.stepper import normalise
-    >>> total, _, weights, ess = normalise(torch.tensor([1.0, 1.0]).log())
-    >>> round(total.exp().item(), 4), weights, ess
-    (2.0, tensor([0.5000, 0.5000]), tensor(2.))
-    """
-    if log_weights.dim() == 1:  # one fused kernel; over several series it sums in sequence, which float32 does not bear
-        normalised = log_weights.log_softmax(0)
-        weights = normalised.exp()
-        # where all weights are zero the total is -inf, and not the NaN of the difference
-        log_total = log_weights.amax(0) - normalised.amax(0).nan_to_num(nan=-1e30)
-        return log_total, normalised, weights, torch.dot(weights, weights).reciprocal()
-    log_total = log_weights.logsumexp(0)
-    normalised = log_weights - log_total
-    weights = normalised.exp()
-    return log_total, normalised, weights, weights.square().sum(0).reciprocal()
 
 
 def _conditions(mask: Tensor | None, num: int) -> list[Any]:

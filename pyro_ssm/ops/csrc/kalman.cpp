@@ -42,7 +42,7 @@ static const KalmanCode& code() {
 }
 
 // The version of this interface: Python refuses a library of another.
-EXPORT i64 pyro_ssm_abi() { return 2; }
+EXPORT i64 pyro_ssm_abi() { return 3; }
 EXPORT i64 pyro_ssm_kalman_args_size() { return (i64)sizeof(KalmanArgs); }
 EXPORT const char* pyro_ssm_isa() { return name(); }
 EXPORT int pyro_ssm_kalman_forward(const KalmanArgs* args) { return code().forward(*args); }
