@@ -88,7 +88,7 @@ def normal_density(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
         return normal_density_reference(value, loc, scale)
     shape = loc.shape if loc.numel() > scale.numel() else scale.shape
     shape = shape if shape.numel() >= value.numel() else value.shape
-    if len(shape) < 3 or shape[-2] != 1:
+    if len(shape) < max(3, value.dim(), loc.dim(), scale.dim()) or shape[-2] != 1:
         return normal_density_reference(value, loc, scale)
     parts = (_part(value, shape), _part(loc, shape), _part(scale, shape))
     if None in parts or (scale.dtype is torch.float64 and parts[2][1]):  # torch has the faster double logarithm
@@ -106,7 +106,7 @@ def normal_density(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 
 
 def _part(x: Tensor, shape: torch.Size) -> tuple[Tensor, int] | None:
-    """x and 1 where it has a number for each of ``shape``; one row for all of dim 0, and 0; None where neither holds."""
+    """x and 1 if it has a number for each of ``shape``; one row for all of dim 0, and 0; None if neither holds."""
     if x.shape == shape:
         return x, 1
     if x.dim() == len(shape) and x.shape[0] != 1:

@@ -116,7 +116,8 @@ def _plain(*args: Tensor | None) -> bool:
 
 def _operator(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with torch.no_grad():
-        return tuple(normalise(log_weights))  # type: ignore[return-value]
+        total, new_log_weights, weights, ess = normalise(log_weights)
+        return total, new_log_weights, weights, ess.clone()  # an operator returns no two views of one memory
 
 
 def _fake(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
