@@ -154,7 +154,9 @@ def test_affine_draw(dim, batch, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, D])
-@pytest.mark.parametrize("shape", [(7, 1, 1), (300, 1, 3), (1, 1, 2), (70, 4, 1, 1), (90, 4, 1, 3), (3, 3, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(7, 1, 1), (300, 1, 3), (1, 1, 2), (70, 4, 1, 1), (90, 4, 1, 3), (3, 3, 1, 1)], ids=str
+)
 def test_normal_density(shape, dtype):
     forms = [shape, shape[1:], shape[-1:], (1,) * len(shape), (), (shape[0],) + (1,) * (len(shape) - 1)]
     for i, v in enumerate(forms):

@@ -104,7 +104,7 @@ class Stepper:
         particles = self._begin(shape)
         like = self.fk.state(particles)
         equal = like.new_full((), -math.log(self.num_particles)).expand(shape)
-        return self._weigh(0, particles, None, equal, (None, None, False))
+        return self._weigh(0, particles, None, (equal, None), (None, None, False))
 
     def resume(self, cloud: Cloud) -> Step:
         """The step that left ``cloud``, to go on from."""
@@ -116,12 +116,18 @@ class Stepper:
         k, fk = last.k + 1, self.fk
         alive = self._alive[k]
         if alive is False:  # every series has ended
-            return self._weigh(k, last.cloud.particles, None, last.cloud.log_weights, (last.cloud, None, False))
+            log_weights = (last.cloud.log_weights, last.weights)
+            return self._weigh(k, last.cloud.particles, None, log_weights, (last.cloud, None, False))
         previous, log_weights, ancestors, resampled = self._resample(k, last, alive)
         particles = self._move(k, previous)
         if alive is not None:
             particles = tree_where(alive, particles, previous, len(fk.batch_shape))
-        return self._weigh(k, particles, previous, log_weights, (last.cloud, ancestors, resampled))
+        weights = None
+        if self._active[k] is not None:  # a series that sees nothing keeps its weights to the last digit
+            weights = last.weights if resampled is False else log_weights.exp()
+            if isinstance(resampled, Tensor):
+                weights = torch.where(resampled, weights, last.weights)
+        return self._weigh(k, particles, previous, (log_weights, weights), (last.cloud, ancestors, resampled))
 
     def _begin(self, shape: torch.Size) -> Any:
         return self.fk.initial(partial(self.noise.draw, 0), shape)
@@ -165,16 +171,21 @@ class Stepper:
             log_weights = log_weights + correction
         return particles, log_weights, ancestors, True if need is None else need
 
-    def _weigh(self, k: int, particles: Any, previous: Any, log_weights: Tensor, origin: tuple[Any, ...]) -> Step:
-        active = self._active[k]
+    def _weigh(
+        self, k: int, particles: Any, previous: Any, before: tuple[Tensor, Tensor | None], origin: tuple[Any, ...]
+    ) -> Step:
+        """The step of given particles; ``before``: their log-weights, and where some series may be idle, weights."""
+        active, (log_weights, old_weights) = self._active[k], before
         factor = None if active is False else self.fk.log_potential(k, previous, particles)
         total, new_log_weights, weights, ess = normalise(log_weights, factor)
+        if active is not None:
+            old_weights = log_weights.exp() if old_weights is None else old_weights
         if active is False:
-            total, new_log_weights = torch.zeros_like(total), log_weights
+            total, new_log_weights, weights = torch.zeros_like(total), log_weights, old_weights
         elif active is not None:
             total = torch.where(active, total, torch.zeros_like(total))
             new_log_weights = torch.where(active, new_log_weights, log_weights)
-            weights = torch.where(active, weights, log_weights.exp())
+            weights = torch.where(active, weights, old_weights)
         return Step(Cloud(particles, new_log_weights, k), weights, total, ess, *origin)
 
 
