@@ -116,8 +116,8 @@ class Stepper:
         k, fk = last.k + 1, self.fk
         alive = self._alive[k]
         if alive is False:  # every series has ended
-            log_weights = (last.cloud.log_weights, last.weights)
-            return self._weigh(k, last.cloud.particles, None, log_weights, (last.cloud, None, False))
+            before = (last.cloud.log_weights, last.weights)
+            return self._weigh(k, last.cloud.particles, None, before, (last.cloud, None, False))
         previous, log_weights, ancestors, resampled = self._resample(k, last, alive)
         particles = self._move(k, previous)
         if alive is not None:
