@@ -19,9 +19,9 @@ _MOST = 2**24  # numbers in the matrices of all steps: where there are more, eac
 class AffineMoves:
     """The laws of an affine transition with independent noise: :math:`N(A_k z + b_k, \\text{diag}(s_k^2))`.
 
-    All that depends on times and inputs is evaluated at once, for all steps, when a run meets its second step; a step is
-    then two products. The law is that of ``transition(...)`` up to rounding. Where that does not hold (another kind of
-    transition, correlated or singular noise, laws that depend on memory) or does not help (gradients are wanted, and
+    All that depends on times and inputs is evaluated at once, for all steps, when a run meets its second step; a step
+    is then two products. The law is that of ``transition(...)`` up to rounding. Where that does not hold (another kind
+    of transition, correlated or singular noise, laws that depend on memory) or does not help (gradients are wanted, and
     the graph of a step is to be its own), there is no law here.
 
     Args:
