@@ -101,10 +101,13 @@ def normalise_reference(log_weights: Tensor, log_factor: Tensor | None = None) -
         # where all weights are zero the total is -inf, and not the NaN of the difference
         log_total = x.amax(0) - normalised.amax(0).nan_to_num(nan=-1e30)
         return Normalised(log_total, normalised, weights, torch.dot(weights, weights).reciprocal())
-    log_total = x.logsumexp(0)
-    normalised = x - log_total
+    top = x.detach().amax(0)
+    top = torch.where(top.isfinite(), top, torch.zeros_like(top))
+    centred = x - top  # before the sum: float32 would lose digits to a large total
+    log_sum = centred.logsumexp(0)
+    normalised = centred - log_sum
     weights = normalised.exp()
-    return Normalised(log_total, normalised, weights, weights.square().sum(0).reciprocal())
+    return Normalised(top + log_sum, normalised, weights, weights.square().sum(0).reciprocal())
 
 
 def _plain(*args: Tensor | None) -> bool:
