@@ -16,6 +16,7 @@ from pyro_ssm.blocks._conditioning import inputs_of
 from pyro_ssm.blocks.linear import linear
 from pyro_ssm.blocks.parameters import cholesky_parameter, positive_parameter
 from pyro_ssm.components import Affine, AffineGaussian
+from pyro_ssm.distributions import DiagonalNormal
 
 __all__ = [
     "AffineNormal",
@@ -39,7 +40,7 @@ def with_time(value: Tensor, event_dims: int) -> Tensor:
 
 def diagonal_normal(loc: Tensor, scale: Tensor) -> Any:
     """:math:`N(\\text{loc}, \\text{diag}(\\text{scale}^2))` with one event dim."""
-    return dist.Independent(dist.Normal(loc, scale, validate_args=False), 1, validate_args=False)
+    return DiagonalNormal(loc, scale)
 
 
 def first_matrix(matrix: Tensor | None, shape: tuple[int, int], default: Callable[[], Tensor]) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ssm.ops.resampling import chosen_particles
+
 __all__ = ["leaves", "take", "tree_map", "tree_mix", "tree_where"]
 
 
@@ -66,20 +68,7 @@ def take(tree: Any, ancestors: Tensor, batch: torch.Size) -> Any:
     tensor([[3., 2.],
             [3., 4.]])
     """
-    flat, series = ancestors.reshape(-1), batch.numel()
-    if series > 1:  # row n, series b of a leaf lies at n * series + b
-        flat = (ancestors.reshape(-1, series) * series + torch.arange(series, device=ancestors.device)).reshape(-1)
-    lead = 1 + len(batch)
-
-    def leaf(x: Tensor) -> Tensor:
-        if x.shape[1:lead] != batch:
-            x = x.expand(x.shape[:1] + batch + x.shape[lead:])
-        event = x.shape[lead:]
-        # one number a particle: a flat gather is several times faster than one of rows
-        rows = x.reshape(-1) if event.numel() == 1 else x.reshape(x.shape[0] * series, -1)
-        return rows.index_select(0, flat).reshape(ancestors.shape + event)
-
-    return tree_map(leaf, tree)
+    return tree_map(lambda x: chosen_particles(x, ancestors, batch), tree)
 
 
 def tree_mix(tree: Any, mixing: Tensor, batch: torch.Size, by: str) -> Any:

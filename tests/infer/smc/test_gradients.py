@@ -273,7 +273,8 @@ def test_fisher_score_without_resampling_is_the_gradient_of_importance_sampling(
     wanted = torch.autograd.grad(total, list(model.parameters()))
     torch.manual_seed(0)
     found = fisher_score(model, data, 50, method="path", build=build, ess_threshold=0)
-    assert torch.equal(found.log_likelihood, total)
+    # the same numbers; one run keeps its graph, the other may take compiled operators, which round differently
+    torch.testing.assert_close(found.log_likelihood, total, rtol=1e-13, atol=1e-13)
     mine = torch.autograd.grad(found.log_likelihood, list(model.parameters()))
     torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-11)
 
