@@ -20,7 +20,7 @@ def test_few_terms_are_found_among_many():
     model, library, data, F = oscillator()
     guide = SVISE(model, data, scale=0.02)
     torch.manual_seed(0)
-    found = discover_equations(model, guide, data, num_steps=300, progress=False)
+    found = discover_equations(model, guide, data, num_steps=400, lr=1e-2, progress=False)
     raw = found.coefficients
     torch.testing.assert_close(raw[:, 1:3], F, atol=0.05, rtol=0.05)
     assert torch.cat([raw[:, :1], raw[:, 3:]], -1).abs().max() < 0.01
