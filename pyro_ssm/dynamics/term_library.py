@@ -112,19 +112,33 @@ class TermLibrary(PyroModule):
         size = [self.scale[list(m)].prod() for m in self._monomials] + [self.scale.new_ones(())] * len(self.functions)
         return value * (self.scale / self.time_scale).unsqueeze(-1) / torch.stack(size)
 
-    def equations(self, coefficients: Tensor | None = None, threshold: float = 0.0, digits: int = 4) -> list[str]:
+    def equations(
+        self,
+        coefficients: Tensor | None = None,
+        threshold: float = 0.0,
+        digits: int = 4,
+        *,
+        scale: Tensor | None = None,
+    ) -> list[str]:
         """The equations in words, one for each coordinate, in the units of state and time.
 
         Args:
             coefficients: ``(state, terms)`` as the parameter (a posterior mean); by default the drift's own.
             threshold: terms are left out whose coefficient, before the change of units, is not above it in size.
             digits: significant ones.
+            scale: standard deviations ``(state, terms)`` before the change of units, to be shown beside the values.
         """
+        spread = None if scale is None else self.in_units(scale.detach())
         own = (self.coefficients if coefficients is None else coefficients).detach()
         lines = []
         for i, (row, kept) in enumerate(zip(self.in_units(own), own.abs() > threshold, strict=True)):
-            parts = [(float(value), name) for value, keep, name in zip(row, kept, self.names, strict=True) if keep]
-            text = " + ".join(f"{value:.{digits}g}" + (f" {name}" if name != "1" else "") for value, name in parts)
+            parts = []
+            for p in kept.nonzero().flatten().tolist():
+                value, name = f"{float(row[p]):.{digits}g}", self.names[p]
+                if spread is not None:
+                    value = f"({value} ± {float(spread[i, p]):.2g})"
+                parts.append(value + (f" {name}" if name != "1" else ""))
+            text = " + ".join(parts)
             lines.append(f"dz{i + 1}/dt = {text.replace('+ -', '- ') or '0'}")
         return lines
 

@@ -42,6 +42,7 @@ from pyro_ssm.infer.discrete import (
 from pyro_ssm.infer.elbo import IWAE, FreeBits, SolverFree
 from pyro_ssm.infer.elbo_particle import ParticleELBO
 from pyro_ssm.infer.elbo_post_jump import PostJumpELBO
+from pyro_ssm.infer.equation_discovery import DiscoveredEquations, discover_equations
 from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.expectation_maximisation import EMResult, em
 from pyro_ssm.infer.fit import FitResult, fit
@@ -113,6 +114,7 @@ __all__ = [
     "BestPath",
     "ConditionalPath",
     "DiffuseFiltered",
+    "DiscoveredEquations",
     "EMResult",
     "EnsembleFiltered",
     "EnsembleSmoothed",
@@ -165,6 +167,7 @@ __all__ = [
     "conditional_smc",
     "cubature_kalman_filter",
     "cubature_kalman_smoother",
+    "discover_equations",
     "em",
     "ensemble_kalman_filter",
     "ensemble_kalman_smoother",

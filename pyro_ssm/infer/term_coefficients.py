@@ -13,8 +13,11 @@ from pyro_ssm.dynamics import TermLibrary
 from pyro_ssm.guides import AbstractBridge
 from pyro_ssm.infer.elbo_solver_free import SolverFree
 from pyro_ssm.models import StateSpaceModel
+from pyro_ssm.ops.kalman import matvec
 
 __all__ = ["TermRegression", "term_regression"]
+
+PRIORS = ("relevance", "laplace", "normal")
 
 
 class TermRegression(NamedTuple):
@@ -49,6 +52,15 @@ class TermRegression(NamedTuple):
         precision = torch.linalg.inv(self.covariance.double()).to(self.covariance)
         return precision.diagonal(dim1=-2, dim2=-1).rsqrt()
 
+    def sample(self, num_samples: int) -> Tensor:
+        """Draws from the joint normal law, ``(num_samples, state, terms)``; torch's global generator."""
+        scale = self.scale.double()
+        # of the correlations, because irrelevant terms have next to no variance, and rounding may make it negative
+        values, vectors = torch.linalg.eigh(self.covariance.double() / (scale.unsqueeze(-1) * scale.unsqueeze(-2)))
+        noise = torch.randn((num_samples, *scale.shape), dtype=scale.dtype, device=scale.device)
+        apart = scale * matvec(vectors, values.clamp(min=0).sqrt() * noise)
+        return self.coefficients + apart.to(self.coefficients)
+
 
 @torch.no_grad()
 def term_regression(
@@ -71,9 +83,9 @@ def term_regression(
         \\int E_{q_t}\\Big[\\tfrac{\\theta \\theta^T}{g_i^2}\\Big] dt, \\qquad
         b_i = \\int E_{q_t}\\Big[\\tfrac{\\theta f_{q,i}}{g_i^2}\\Big] dt
 
-    (with the library's scales). Gradients find these slowly, because terms are correlated; call this every hundred
-    steps or so of :func:`~pyro_ssm.infer.fit` (in its ``callback``) and copy the result into the coefficients, or
-    into the means of their posterior. The integrals are estimated at random times.
+    (with the library's scales). Gradients find these slowly, because terms are correlated;
+    :func:`~pyro_ssm.infer.discover_equations` calls this between steps of the gradient. The integrals are estimated at
+    random times.
 
     Args:
         model: its drift is a :class:`~pyro_ssm.dynamics.TermLibrary`, its noise is diagonal.
@@ -105,7 +117,7 @@ def term_regression(
     >>> found.coefficients.shape, bool((found.scale > 0).all())
     (torch.Size([1, 2]), True)
     """
-    check_choice("prior", prior, ("relevance", "laplace", "normal"))
+    check_choice("prior", prior, PRIORS)
     scale, iterations = check_positive("scale", scale), check_size("iterations", iterations)
     gram, moment = _statistics(model, guide, data, SolverFree(num_times, num_particles))
     alpha = torch.full_like(moment, scale**-2)

@@ -18,7 +18,14 @@ from pyro_ssm.binding import random_parameters
 from pyro_ssm.components import FiniteState
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
-from pyro_ssm.infer import FitResult, evaluating, local_parameters, sample_posterior, sample_posterior_states
+from pyro_ssm.infer import (
+    DiscoveredEquations,
+    FitResult,
+    evaluating,
+    local_parameters,
+    sample_posterior,
+    sample_posterior_states,
+)
 from pyro_ssm.infer.fit_gradient import EmptyGuide
 from pyro_ssm.infer.smc import ParameterSMCResult, ParticleMCMCResult
 from pyro_ssm.models import StateSpaceModel, empty_path, site_name
@@ -57,6 +64,7 @@ def posterior_draws(
     ``posterior``                parameters                                     path
     ===========================  =============================================  ===================================
     ``FitResult``, ``Guide``     the guide                                      the guide
+    ``DiscoveredEquations``      its coefficients, else the guide               the guide
     other guide (``AutoGuide``)  the guide                                      exact (below)
     ``MCMC``, dict of draws      given, by Pyro site or dotted name             given as ``"z"`` or by what drives it
                                                                                 (``"z_start"``), else exact
@@ -146,6 +154,19 @@ class _Amortised(_Source):
         return PosteriorDraws(parameters, states)
 
 
+class _Discovered(_Amortised):
+    """The coefficients of equations by their joint law, the rest by the guide."""
+
+    def __init__(self, found: DiscoveredEquations, data: TimeSeries) -> None:
+        super().__init__(found.fitted.guide, data)
+        self.found = found
+
+    def draw(self, which: range, total: int) -> PosteriorDraws:
+        draws = super().draw(which, total)
+        terms = _aligned(self.found.fitted.model, self.found.draws(len(which)), self.data)
+        return PosteriorDraws({**draws.parameters, **terms}, draws.states)
+
+
 class _Given(_Source):
     """Draws of parameters, and of the path too unless it is to be drawn exactly."""
 
@@ -203,6 +224,10 @@ class _Given(_Source):
 
 
 def _source(model: StateSpaceModel, posterior: Any, data: TimeSeries, num_samples: int | None) -> _Source:
+    if isinstance(posterior, DiscoveredEquations):
+        if posterior.fitted.model is not model:
+            raise ValueError("the equations belong to another model than `model`: give equations.fitted.model")
+        return _Discovered(posterior, data)
     if isinstance(posterior, FitResult):
         posterior = posterior.guide
     if posterior is None:
