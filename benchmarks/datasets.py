@@ -71,3 +71,16 @@ def mnist1d() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, to
     with np.load(data_folder() / "mnist1d" / "mnist1d.npz") as file:
         parts = {name: torch.from_numpy(file[name]).unsqueeze(-1) for name in ("x", "y", "x_test", "y_test")}
     return (parts["x"], parts["y"]), (parts["x_test"], parts["y_test"])
+
+
+def mocap35(split: str) -> TimeSeries:
+    """A walking person, 50 joint angles (CMU subject 35, as ODE2VAE prepared it): `(series, 300, 50)`, one frame 0.1.
+
+    Args:
+        split: train (16 series), valid (3) or test (4).
+    """
+    one_of("split", split, SPLITS)
+    key = {"train": "Xtr", "valid": "Xval", "test": "Xtest"}[split]
+    with np.load(data_folder() / "mocap35" / "mocap35_f32.npz") as file:
+        values = torch.from_numpy(file[key])
+    return TimeSeries(0.1 * torch.arange(values.shape[1]), values)

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from pyro_ssm.blocks import MLP
 from pyro_ssm.blocks._checks import check_size
+from pyro_ssm.blocks._gaussian import diagonal_normal
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides.encoder import Context
+from pyro_ssm.guides.initial_state import InitialState
 from pyro_ssm.models import StateSpaceModel
 
-__all__ = ["FirstFrames"]
+__all__ = ["FirstFrames", "PositionVelocity"]
 
 
 class FirstFrames(PyroModule):
@@ -83,3 +85,66 @@ class FirstFrames(PyroModule):
         """The first frames of ``(..., time, n)``, with zeros where a record is shorter."""
         short = self.num_frames - record.shape[-2]
         return record[..., : self.num_frames, :] if short <= 0 else torch.nn.functional.pad(record, (0, 0, 0, short))
+
+
+class PositionVelocity(InitialState):
+    """The guide of a second-order equation: the position from the first observation, the velocity from several.
+
+    .. math:: q(x_1, v_1 \\mid y) = N\\big(x_1;\\; m_x(y_1), s_x^2(y_1)\\big)\\;
+        N\\big(v_1;\\; m_v(y_1, \\dots, y_m), s_v^2(y_1, \\dots, y_m)\\big)
+
+    For :func:`~pyro_ssm.models.ode2vae`, and any model whose state is positions, then as many velocities. Random
+    weights get their own guide, as everywhere.
+
+    Args:
+        model: the state-space model; unbound.
+        hidden_dim: features of each of the two encoders (:class:`FirstFrames`).
+        num_frames: m.
+        hidden: hidden layers of the encoders.
+        activation: of the encoders.
+        scale_floor: added to the scales.
+        parameters: a guide over random parameters (default: ``AutoNormal``).
+
+    Raises:
+        TypeError: the model's transition is no ``NeuralODE``.
+        ValueError: the state has an odd number of coordinates.
+
+    Source: Yildiz, Heinonen and Lähdesmäki (2019), "ODE2VAE", NeurIPS, section 3.2.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> model = ssm.models.ode2vae(2, 3, hidden=4, emission_dim=4)
+    >>> guide = ssm.guides.PositionVelocity(model, 8, num_frames=3)
+    >>> guide(ssm.TimeSeries(torch.arange(6.0), torch.randn(5, 6, 3))).shape
+    torch.Size([5, 1, 4])
+    """
+
+    def __init__(
+        self,
+        model: StateSpaceModel,
+        hidden_dim: int = 64,
+        num_frames: int = 3,
+        *,
+        hidden: int | Sequence[int] = (64,),
+        activation: str | Callable[[Tensor], Tensor] = "relu",
+        scale_floor: float = 1e-4,
+        parameters: Callable[..., Any] | None = None,
+    ) -> None:
+        first = FirstFrames(model, hidden_dim, 1, hidden=hidden, activation=activation)
+        super().__init__(model, hidden_dim, encoder=first, scale_floor=scale_floor, parameters=parameters)
+        size = model.initial.state_dim
+        if size % 2:
+            raise ValueError(f"a state of positions and velocities has an even size, and that of `model` is {size}")
+        self.motion = FirstFrames(model, hidden_dim, num_frames, hidden=hidden, activation=activation)
+        self.head = MLP(hidden_dim, (), size)
+        self.velocity_head = MLP(hidden_dim, (), size)
+
+    def encode(self, data: TimeSeries, model: StateSpaceModel) -> Context:
+        """The features of both encoders, side by side."""
+        return Context(torch.cat([self.encoder(data, model).features, self.motion(data, model).features], -1))
+
+    def first_law(self, features: Tensor) -> Any:
+        """:math:`q(x_1, v_1)` of features ``(..., 1, 2 * hidden)``."""
+        of_position, of_velocity = features.chunk(2, -1)
+        x, raw_x = self.head(of_position).chunk(2, -1)
+        v, raw_v = self.velocity_head(of_velocity).chunk(2, -1)
+        return diagonal_normal(torch.cat([x, v], -1), self.positive(torch.cat([raw_x, raw_v], -1)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.dynamics import NeuralODE
-from pyro_ssm.models.laws import BoundModel, batch_shape, solve_from, stopped_times
+from pyro_ssm.models.laws import BoundModel, batch_shape, solve_from, stopped_times, times_law
 from pyro_ssm.models.plates import site_name
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
 from pyro_ssm.ops import SolverError
@@ -46,6 +46,8 @@ def through_start(model: BoundModel) -> bool:
 def sample_started(model: Any, bound: BoundModel, data: TimeSeries) -> Tensor:
     """Sample the site ``"z_start"``, and solve for the deterministic path ``"z"`` ``(*batch, time, state)``.
 
+    An equation with an intensity has the observed site ``"times"`` where there are values: their mask.
+
     >>> from pyro_ssm.models.ode_sites import sample_started
     >>> sample_started.__name__
     'sample_started'
@@ -56,13 +58,16 @@ def sample_started(model: Any, bound: BoundModel, data: TimeSeries) -> Tensor:
     start = known_start(first)
     if start is None:
         start = pyro.sample(site_name(model, "z_start"), first)
-    path = solve_from(bound, data, start)
+    timed = bound.transition.log_intensity is not None and data.mask is not None  # type: ignore[attr-defined]
+    path, timing = times_law(bound, data, start) if timed else (solve_from(bound, data, start), None)
     z = pyro.deterministic(site_name(model, "z"), path, event_dim=2)
     if z is not path:
         raise ValueError(
             'site "z" was conditioned, but the path of an ordinary differential equation is a function of its start: '
             'condition "z_start", or give the equation noise, dynamics.discretize(ode, "flow", noise_floor=s)'
         )
+    if timing is not None:
+        pyro.sample(site_name(model, "times"), timing, obs=data.mask)
     penalty = field_penalty(bound, data, path)
     if penalty is not None:
         pyro.factor(site_name(model, "penalty"), -penalty)
