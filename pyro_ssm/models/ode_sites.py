@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
+import torch
 from pyro.ops.integrator import register_exception_handler
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from pyro_ssm.models.plates import site_name
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
 from pyro_ssm.ops import SolverError
 
-__all__ = ["diverging", "field_penalty", "sample_started", "through_start"]
+__all__ = ["diverging", "field_penalty", "path_site", "sample_started", "through_start"]
 
 
 def diverging() -> None:
@@ -60,18 +61,32 @@ def sample_started(model: Any, bound: BoundModel, data: TimeSeries) -> Tensor:
         start = pyro.sample(site_name(model, "z_start"), first)
     timed = bound.transition.log_intensity is not None and data.mask is not None  # type: ignore[attr-defined]
     path, timing = times_law(bound, data, start) if timed else (solve_from(bound, data, start), None)
-    z = pyro.deterministic(site_name(model, "z"), path, event_dim=2)
-    if z is not path:
-        raise ValueError(
-            'site "z" was conditioned, but the path of an ordinary differential equation is a function of its start: '
-            'condition "z_start", or give the equation noise, dynamics.discretize(ode, "flow", noise_floor=s)'
-        )
+    path_site(
+        model,
+        path,
+        'the path of an ordinary differential equation is a function of its start: condition "z_start", or give the '
+        'equation noise, dynamics.discretize(ode, "flow", noise_floor=s)',
+    )
     if timing is not None:
         pyro.sample(site_name(model, "times"), timing, obs=data.mask)
     penalty = field_penalty(bound, data, path)
     if penalty is not None:
         pyro.factor(site_name(model, "penalty"), -penalty)
-    return z
+    return path
+
+
+def path_site(model: Any, path: Tensor, why: str) -> None:
+    """Record the deterministic site ``"z"``, or raise where it was conditioned on something else.
+
+    Outside of every handler Pyro returns a copy of what it was given.
+
+    >>> from pyro_ssm.models.ode_sites import path_site
+    >>> path_site.__name__
+    'path_site'
+    """
+    z = pyro.deterministic(site_name(model, "z"), path, event_dim=2)
+    if z is not path and not torch.equal(z, path):
+        raise ValueError(f'site "z" was conditioned, but {why}')
 
 
 def field_penalty(model: BoundModel, data: TimeSeries, path: Tensor) -> Tensor | None:
