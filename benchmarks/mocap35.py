@@ -1,8 +1,8 @@
 """Walking, 3 frames -> the other 297 (CMU subject 35; Yildiz et al. 2019): a latent ODE, its guide of three frames.
 
 The emission starts at the principal components of the training split, so that the state is a posture (and more); the
-equation learns from windows of the training series, whose length grows, walked at paces of +-15 %, at last +-4 %: two
-of the three validation series are slower than any of the 16 training series. The validation split (3 series) chooses the
+equation learns from windows of the training series, whose length grows, walked at paces of +-15 %, at last +-4 %:
+two of the three validation series are slower than any of the 16 training series. The validation split chooses the
 step; the test split is read once, with ``--test``. The error is the mean over series, frames 4 to 300 and 50 angles of
 the squared difference to the mean of 50 draws: an MSE, as in the tables of ODE2VAE and of latent SDEs.
 

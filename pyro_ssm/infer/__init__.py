@@ -42,6 +42,7 @@ from pyro_ssm.infer.discrete import (
 from pyro_ssm.infer.elbo import IWAE, FreeBits
 from pyro_ssm.infer.elbo_particle import ParticleELBO
 from pyro_ssm.infer.elbo_post_jump import PostJumpELBO
+from pyro_ssm.infer.elbo_push_forward import PushForwardELBO
 from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.expectation_maximisation import EMResult, em
 from pyro_ssm.infer.fit import FitResult, fit
@@ -144,6 +145,7 @@ __all__ = [
     "ParticleMarginal",
     "ParticleSmoothed",
     "PostJumpELBO",
+    "PushForwardELBO",
     "PredictiveFiltered",
     "RegimeCarry",
     "RegimeEnumeration",

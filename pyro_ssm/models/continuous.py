@@ -68,7 +68,7 @@ def latent_ode(
     if field is None:
         field = dynamics.MLPDrift(state_dim, hidden, input_dim, activation="tanh")
     rates = dynamics.LogIntensity(state_dim, obs_dim, input_dim=input_dim) if poisson is True else poisson or None
-    options = {"rtol": 1e-3, "atol": 1e-4, "log_intensity": rates, "state_dim": state_dim} | solver
+    options: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4, "log_intensity": rates, "state_dim": state_dim} | solver
     return StateSpaceModel(
         dynamics.NormalInitial(state_dim),
         dynamics.NeuralODE(field, **options),
