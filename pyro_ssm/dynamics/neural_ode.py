@@ -152,7 +152,7 @@ class NeuralODE(Transition, Gaussian):
         self.adjoint, self.backend = adjoint, _check_backend(backend, method, adjoint, options)
         if adjoint and not all(isinstance(part, torch.nn.Module) for part in (field, log_intensity or field)):
             raise TypeError(
-                "`adjoint` needs a field (and a log-intensity) that is a module, so that the tensors it reads are "
+                "`adjoint` needs a field that is a module (and a log-intensity), so that the tensors it reads are "
                 "known to the backward solve. Put what the function reads into a PyroModule, or leave `adjoint` out"
             )
         self.tolerance = Tolerance(
