@@ -113,7 +113,7 @@ def divergence(field: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
 
     >>> import torch
     >>> from pyro_ssm.infer.elbo_push_forward import divergence
-    >>> divergence(lambda z: z**2, torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    >>> divergence(lambda z: z**2, torch.tensor([[1.0, 2.0], [3.0, 0.0]])).detach()
     tensor([6., 6.])
     """
     learning = torch.is_grad_enabled()
