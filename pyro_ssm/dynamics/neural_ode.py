@@ -312,11 +312,9 @@ class NeuralODE(Transition, Gaussian):
                 held = None if rows is None else rows[k]
                 state, beside = z[..., : self.state_dim], z[..., self.state_dim :]
                 after = self._jumped(state, clock[k], clock[k + 1], held)
-                return (
-                    after
-                    if not beside.shape[-1]
-                    else torch.cat([after, beside.expand(after.shape[:-1] + beside.shape[-1:])], -1)
-                )
+                if not beside.shape[-1]:
+                    return after
+                return torch.cat([after, beside.expand(after.shape[:-1] + beside.shape[-1:])], -1)
 
         if self.backend == "torchdiffeq":
             path = torchdiffeq_path(field, start, times, forcing, jump, **self._torchdiffeq(inputs))

@@ -169,8 +169,9 @@ def times_law(model: BoundModel, data: TimeSeries, start: Tensor) -> tuple[Tenso
     """
     ode: NeuralODE = model.transition  # type: ignore[assignment]
     _check_jump(ode, data)
-    path, integral = ode.solve_with_intensity(start, stopped_times(data), data.inputs)
-    times, inputs = _at_observations(data, data.times, -1), _at_observations(data, data.inputs, -2)
+    clock = stopped_times(data)
+    path, integral = ode.solve_with_intensity(start, clock, data.inputs)
+    times, inputs = _at_observations(data, clock, -1), _at_observations(data, data.inputs, -2)
     log_rate = ode.log_intensity_at(_at_observations(data, path, -2), times, inputs)  # type: ignore[arg-type]
     if log_rate.shape[-1] not in (1, model.emission.obs_dim):
         raise ValueError(
