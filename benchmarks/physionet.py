@@ -5,7 +5,7 @@ The protocol: 41 columns scaled to [0, 1], times in parts of 48 hours, 80 / 20 b
 8000 stays of sets A and B, 100 epochs. Here: set A (4000 stays), and as many steps as the minutes allow; the number is
 what that gives, no reproduction of the table. Two errors are given: over all observed entries of the test stays; and as
 their code averages, which takes the mean over all columns of the error of each, 0 for those of a stay that were never
-observed, then over stays and 3 draws.
+observed, then over stays and 3 draws (to our reading; the paper does not say).
 
     nice -n 10 env OMP_NUM_THREADS=1 python benchmarks/physionet.py --minutes 10   # results/physionet.json and .md
 """
@@ -91,7 +91,7 @@ def baseline(train: ssm.TimeSeries, test: ssm.TimeSeries) -> float:
 def table(result: dict[str, Any]) -> str:
     found, size = result["test"], result["size"]
     lines = ["# physionet: interpolation, mean squared error x 1e-3", "", "| | MSE x 1e-3 |", "|---|---|"]
-    lines += [f"| this script, averaged as the paper's code does | {1e3 * found['columns']:.3f} |"]
+    lines += [f"| this script, averaged as we read the paper's code | {1e3 * found['columns']:.3f} |"]
     lines += [f"| this script, over all observed entries | {1e3 * found['entries']:.3f} |"]
     lines += [f"| the mean of each column, over all observed entries | {1e3 * result['mean_of_column']:.3f} |"]
     lines += [f"| Rubanova et al. (2019), {name} | {value} |" for name, value in PUBLISHED]
