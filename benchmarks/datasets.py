@@ -71,3 +71,44 @@ def mnist1d() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, to
     with np.load(data_folder() / "mnist1d" / "mnist1d.npz") as file:
         parts = {name: torch.from_numpy(file[name]).unsqueeze(-1) for name in ("x", "y", "x_test", "y_test")}
     return (parts["x"], parts["y"]), (parts["x_test"], parts["y_test"])
+
+
+def mocap35(split: str) -> TimeSeries:
+    """A walking person, 50 joint angles (CMU subject 35, as ODE2VAE prepared it): `(series, 300, 50)`, one frame 0.1.
+
+    Args:
+        split: train (16 series), valid (3) or test (4).
+    """
+    one_of("split", split, SPLITS)
+    key = {"train": "Xtr", "valid": "Xval", "test": "Xtest"}[split]
+    with np.load(data_folder() / "mocap35" / "mocap35_f32.npz") as file:
+        values = torch.from_numpy(file[key])
+    return TimeSeries(0.1 * torch.arange(values.shape[1]), values)
+
+
+def physionet2012() -> TimeSeries:
+    """Intensive care, 4000 stays of set A (Silva et al. 2012), as Rubanova et al. (2019) prepared it: 41 columns.
+
+    37 measured columns and 4 of admission at time 0; times in parts of 48 hours, to the minute; each column scaled to
+    [0, 1] by its extremes over all stays. Several values of a minute are averaged; -1 of admission columns and of the
+    weight stands for missing.
+    """
+    with np.load(data_folder() / "physionet2012_set_a" / "set_a_long.npz") as file:
+        minutes, column, value = (file[name] for name in ("time_min", "param", "value"))
+        static, offsets, names = file["static"], file["offsets"], file["param_names"].tolist()
+    value = np.where((column == names.index("Weight")) & (value <= 0), np.nan, value.astype(np.float64))
+    records, times = [], []
+    for i, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        keep = start + np.flatnonzero(np.isfinite(value[start:stop]))
+        grid, row = np.unique(np.concatenate([[0], minutes[keep]]), return_inverse=True)
+        total, count = np.zeros((2, len(grid), 41))
+        np.add.at(total, (row[1:], column[keep]), value[keep])
+        np.add.at(count, (row[1:], column[keep]), 1.0)
+        record = np.where(count > 0, total / np.maximum(count, 1.0), np.nan)
+        record[0, 37:] = np.where(static[i] < 0, np.nan, static[i])
+        records.append(record)
+        times.append(torch.from_numpy(grid / 2880.0))
+    everything = np.concatenate(records)
+    low, high = np.nanmin(everything, 0), np.nanmax(everything, 0)
+    scaled = [torch.from_numpy(((x - low) / np.maximum(high - low, 1e-12)).astype(np.float32)) for x in records]
+    return TimeSeries.from_sequences(scaled, times)

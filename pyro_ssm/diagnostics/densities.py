@@ -14,6 +14,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
 from pyro_ssm.infer import evaluating, kalman_log_likelihood, local_parameters
 from pyro_ssm.models import StateSpaceModel, history, observation_law, path_law, site_name
+from pyro_ssm.models.laws import times_law
 from pyro_ssm.predict import PosteriorDraws
 from pyro_ssm.predict.impute import entrywise
 from pyro_ssm.predict.record import record_of
@@ -57,7 +58,10 @@ def densities(model: StateSpaceModel, draws: PosteriorDraws, data: TimeSeries) -
     terms = law.log_prob_entries(values) if entrywise(law.law) else law.log_prob(values)
     lead = draws.states.shape[:-2]
     entries = terms.expand(lead + terms.shape[terms.dim() - (2 if entrywise(law.law) else 1) :])
-    return Densities(entries, path + entries.flatten(len(lead)).sum(-1))
+    joint = path + entries.flatten(len(lead)).sum(-1)
+    if getattr(bound.transition, "log_intensity", None) is not None:
+        joint = joint + times_law(bound, data, draws.states[..., :1, :])[1].log_prob(data.mask)
+    return Densities(entries, joint)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from pyro_ssm.distributions.markov_path import MarkovPath
 from pyro_ssm.distributions.masked import MaskedLaw, masked
 from pyro_ssm.distributions.moments import gaussian_moments
 from pyro_ssm.distributions.observations import Observations
+from pyro_ssm.distributions.poisson_times import PoissonTimes
 from pyro_ssm.distributions.regimes import RegimeNormal
 from pyro_ssm.distributions.simulated import SimulatedLaw
 from pyro_ssm.distributions.singular_normal import SingularNormal, affine_law
@@ -33,6 +34,7 @@ __all__ = [
     "MaskedLaw",
     "Observations",
     "PathMarginals",
+    "PoissonTimes",
     "RegimeNormal",
     "SimulatedLaw",
     "SingularNormal",

@@ -19,6 +19,7 @@ from pyro_ssm.dynamics.finite import CategoricalInitial, MarkovChain
 from pyro_ssm.dynamics.harmonic_oscillator import HarmonicOscillator
 from pyro_ssm.dynamics.initial import KnownInitial, NormalInitial
 from pyro_ssm.dynamics.integrated_wiener import IntegratedWiener
+from pyro_ssm.dynamics.intensity import LogIntensity
 from pyro_ssm.dynamics.interpolation import InputPath, interpolate_inputs
 from pyro_ssm.dynamics.linear import LinearNormal
 from pyro_ssm.dynamics.linear_sde import LinearSDE, LinearSDEProcess
@@ -64,6 +65,7 @@ __all__ = [
     "LinearSDE",
     "LinearSDEProcess",
     "LocalLinearisation",
+    "LogIntensity",
     "MLPDiffusion",
     "MLPDrift",
     "MLPTransition",

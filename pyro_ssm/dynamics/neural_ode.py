@@ -91,10 +91,15 @@ class NeuralODE(Transition, Gaussian):
         interpolation: how the inputs move within a gap; None holds them, whatever they are.
         jump: J; a function or a module.
         penalty: regularisation of the field, a term of the model while it trains (:class:`FieldPenalty`).
+        log_intensity: ``(t, z, u) -> (..., time, channels)``, the logarithm of the rate, per unit of time, of a Poisson
+            process of observation times: one channel for all of them, or one for each column of the observations
+            (:class:`LogIntensity`). The model then has the observed site ``"times"``, whose law is
+            ``distributions.PoissonTimes``: when something was measured tells of the state as well as what was.
+            The solver carries its integral beside the state. Filters, which see single steps, do not count it.
         state_dim: size of the state; by default that of ``field``.
 
     Raises:
-        TypeError: ``field`` or ``jump`` cannot be called.
+        TypeError: ``field``, ``jump`` or ``log_intensity`` cannot be called.
         ValueError: an unknown method, or options that do not go with it; when called, a field that returns another
             size, or times that go back.
         ops.SolverError: the field blows up or returns NaN, or no step can be taken: says at what time, for which
@@ -131,22 +136,24 @@ class NeuralODE(Transition, Gaussian):
         interpolation: str | None = None,
         jump: Any = None,
         penalty: FieldPenalty | None = None,
+        log_intensity: Any = None,
         state_dim: int | None = None,
     ) -> None:
         super().__init__()
         if not callable(field):
             raise TypeError(f"`field` must be callable as field(t, z, inputs), got {field!r}")
-        if jump is not None and not callable(jump):
-            raise TypeError(f"`jump` must be callable as jump(t, z, inputs), got {jump!r}")
+        for name, part in (("jump", jump), ("log_intensity", log_intensity)):
+            if part is not None and not callable(part):
+                raise TypeError(f"`{name}` must be callable as {name}(t, z, inputs), got {part!r}")
         if penalty is not None and not isinstance(penalty, FieldPenalty):
             raise TypeError(f"`penalty` must be a dynamics.FieldPenalty, got {type(penalty).__name__}")
-        self.field, self.jump, self.penalty = field, jump, penalty
+        self.field, self.jump, self.penalty, self.log_intensity = field, jump, penalty, log_intensity
         self.method = check_choice("method", method, (*ADAPTIVE, *FIXED_STEP))
         self.adjoint, self.backend = adjoint, _check_backend(backend, method, adjoint, options)
-        if adjoint and not isinstance(field, torch.nn.Module):
+        if adjoint and not all(isinstance(part, torch.nn.Module) for part in (field, log_intensity or field)):
             raise TypeError(
-                "`adjoint` needs a field that is a module, so that the tensors it reads are known to the backward "
-                "solve. Put what the function reads into a PyroModule, or leave `adjoint` out"
+                "`adjoint` needs a field that is a module (and a log-intensity), so that the tensors it reads are "
+                "known to the backward solve. Put what the function reads into a PyroModule, or leave `adjoint` out"
             )
         self.tolerance = Tolerance(
             check_positive("rtol", rtol), check_positive("atol", atol), check_size("max_steps", max_steps)
@@ -180,9 +187,26 @@ class NeuralODE(Transition, Gaussian):
             )
         return value
 
+    def log_intensity_at(self, state: Tensor, time: Tensor, inputs: Tensor | None) -> Tensor:
+        """``(..., time, channels)`` at states ``(..., time, state)`` and times ``(..., time)``."""
+        moving = self.interpolation
+        u = inputs if moving is None or inputs is None else moving.at(inputs, time)
+        return self.log_intensity(time.to(state).unsqueeze(-1), state, u)
+
+    def _augmented(self, time: Tensor, state: Tensor, inputs: Tensor | None) -> Tensor:
+        """:math:`(f, e^{\\log \\lambda})` at states beside which their integrated intensities stand."""
+        z = state[..., : self.state_dim]
+        slope, rate = self._field(time, z, inputs), self.log_intensity(time, z, inputs).exp()
+        lead = torch.broadcast_shapes(slope.shape[:-1], rate.shape[:-1])
+        return torch.cat([slope.expand(lead + slope.shape[-1:]), rate.expand(lead + rate.shape[-1:])], -1)
+
+    def _ignores_inputs(self) -> bool:
+        read = (self.field,) if self.log_intensity is None else (self.field, self.log_intensity)
+        return all(getattr(part, "input_dim", None) == 0 for part in read)
+
     def _forcing(self, inputs: Tensor | None, time: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The time since ``time`` to the inputs, for a gap that starts there."""
-        if inputs is None or getattr(self.field, "input_dim", None) == 0:
+        if inputs is None or self._ignores_inputs():
             return None
         if self.interpolation is None:
             return lambda since: inputs
@@ -243,19 +267,59 @@ class NeuralODE(Transition, Gaussian):
         if not is_bound(self):
             return bind(self).solve(start, times, inputs)  # every parameter is read once
         check_state(self, start)
+        return self._solve(self._field, start, times, inputs)
+
+    def solve_with_intensity(self, start: Tensor, times: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The path, and the integral of the intensity from the first time to each, by one solve of both.
+
+        .. math:: \\Lambda_i(t) = \\int_{t_1}^{t} \\lambda_i(s, z(s), u(s))\\, ds
+
+        Args:
+            start, times, inputs: see :meth:`solve`.
+
+        Returns:
+            ``(*lead, time, state)`` and ``(*lead, time, channels)``; differentiable.
+
+        Raises:
+            TypeError: the equation has no ``log_intensity``.
+        """
+        if not is_bound(self):
+            return bind(self).solve_with_intensity(start, times, inputs)
+        if self.log_intensity is None:
+            raise TypeError("this equation has no intensity: build NeuralODE(..., log_intensity=...)")
+        check_state(self, start)
+        held = None if inputs is None else inputs[..., :1, :]
+        first = self.log_intensity_at(start, times[..., :1], held)
+        lead = torch.broadcast_shapes(start.shape[:-1], first.shape[:-1])
+        beside = torch.cat(
+            [start.expand(lead + start.shape[-1:]), torch.zeros_like(first).expand(lead + first.shape[-1:])], -1
+        )
+        path = self._solve(self._augmented, beside, times, inputs)
+        return path[..., : self.state_dim], path[..., self.state_dim :]
+
+    def _solve(self, field: Any, start: Tensor, times: Tensor, inputs: Tensor | None) -> Tensor:
+        """The path of ``field``, whose first coordinates are the state; jumps move these only."""
         _check_order(times)
         rows = None if inputs is None else inputs.split(1, -2)
         clock = times.split(1, -1)
         forcing = jump = None
-        if rows is not None and getattr(self.field, "input_dim", None) != 0:
+        if rows is not None and not self._ignores_inputs():
             of_gap = [self._forcing(u, t) for u, t in zip(rows, clock, strict=True)]
             forcing = lambda k, since: of_gap[k](since)  # noqa: E731
         if self.jump is not None:
-            jump = lambda k, z: self._jumped(z, clock[k], clock[k + 1], None if rows is None else rows[k])  # noqa: E731
+
+            def jump(k: int, z: Tensor) -> Tensor:
+                held = None if rows is None else rows[k]
+                state, beside = z[..., : self.state_dim], z[..., self.state_dim :]
+                after = self._jumped(state, clock[k], clock[k + 1], held)
+                if not beside.shape[-1]:
+                    return after
+                return torch.cat([after, beside.expand(after.shape[:-1] + beside.shape[-1:])], -1)
+
         if self.backend == "torchdiffeq":
-            path = torchdiffeq_path(self._field, start, times, forcing, jump, **self._torchdiffeq(inputs))
+            path = torchdiffeq_path(field, start, times, forcing, jump, **self._torchdiffeq(inputs))
         else:
-            path = ode_path(self._field, start, times, forcing, jump, **self._dense())
+            path = ode_path(field, start, times, forcing, jump, **self._dense())
         return check_path(path, times, f"the path of {self.method!r}")
 
     def _dense(self) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from pyro_ssm.infer.discrete import (
 from pyro_ssm.infer.elbo import IWAE, FreeBits, SolverFree
 from pyro_ssm.infer.elbo_particle import ParticleELBO
 from pyro_ssm.infer.elbo_post_jump import PostJumpELBO
+from pyro_ssm.infer.elbo_push_forward import PushForwardELBO
 from pyro_ssm.infer.equation_discovery import DiscoveredEquations, discover_equations
 from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.expectation_maximisation import EMResult, em
@@ -148,6 +149,7 @@ __all__ = [
     "ParticleSmoothed",
     "PostJumpELBO",
     "PredictiveFiltered",
+    "PushForwardELBO",
     "RegimeCarry",
     "RegimeEnumeration",
     "SampledPaths",

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from pyro_ssm.components import Emission, Initial, Memory, Transition, gaps
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.distributions import EulerPath, GirsanovPath, History, MarkovPath, Observations, StartedPath, masked
+from pyro_ssm.distributions import (
+    EulerPath,
+    GirsanovPath,
+    History,
+    MarkovPath,
+    Observations,
+    PoissonTimes,
+    StartedPath,
+    masked,
+)
 from pyro_ssm.dynamics import NeuralODE, NeuralSDE
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
 
@@ -23,6 +32,7 @@ __all__ = [
     "path_law",
     "solve_from",
     "stopped_times",
+    "times_law",
 ]
 
 
@@ -147,6 +157,42 @@ def _started_law(model: BoundModel, data: TimeSeries) -> StartedPath:
     return StartedPath(first, lambda start: solve_from(model, data, start), data.num_times, known)
 
 
+def times_law(model: BoundModel, data: TimeSeries, start: Tensor) -> tuple[Tensor, PoissonTimes]:
+    """The path from a start, and the law of when something was observed on it (``NeuralODE(log_intensity=...)``).
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.laws import times_law
+    >>> model = ssm.models.latent_ode(2, 3, hidden=8, poisson=True)
+    >>> path, law = times_law(model.bind(), ssm.TimeSeries([0.0, 1.0], torch.zeros(2, 3)), torch.ones(1, 2))
+    >>> path.shape, law.event_shape
+    (torch.Size([2, 2]), torch.Size([2, 3]))
+    """
+    ode: NeuralODE = model.transition  # type: ignore[assignment]
+    _check_jump(ode, data)
+    clock = stopped_times(data)
+    path, integral = ode.solve_with_intensity(start, clock, data.inputs)
+    times, inputs = _at_observations(data, clock, -1), _at_observations(data, data.inputs, -2)
+    log_rate = ode.log_intensity_at(_at_observations(data, path, -2), times, inputs)  # type: ignore[arg-type]
+    if log_rate.shape[-1] not in (1, model.emission.obs_dim):
+        raise ValueError(
+            f"`log_intensity` returns {log_rate.shape[-1]} channels, and an observation has {model.emission.obs_dim} "
+            "columns: one channel for the times, or one for each column"
+        )
+    return _over_starts(path, start), PoissonTimes(log_rate, integral[..., -1, :])
+
+
+def _over_starts(path: Tensor, start: Tensor) -> Tensor:
+    return path.expand(torch.broadcast_shapes(path.shape, start.shape[:-2] + (1, 1)))
+
+
+def _check_jump(ode: NeuralODE, data: TimeSeries) -> None:
+    if ode.jump is not None and ode.interpolation is None and data.observed_index is not None:
+        raise ValueError(
+            "the data are refined, and a jump would be made at every refined time. Let the inputs know theirs: "
+            "dynamics.interpolate_inputs(data, 'held').refine(n), with NeuralODE(..., interpolation='held')"
+        )
+
+
 def solve_from(model: BoundModel, data: TimeSeries, start: Tensor) -> Tensor:
     """The path ``(*batch, time, state)`` of an ordinary differential equation from a start ``(*batch, 1, state)``.
 
@@ -161,13 +207,8 @@ def solve_from(model: BoundModel, data: TimeSeries, start: Tensor) -> Tensor:
     tensor([1.0000, 0.3679])
     """
     ode: NeuralODE = model.transition  # type: ignore[assignment]
-    if ode.jump is not None and ode.interpolation is None and data.observed_index is not None:
-        raise ValueError(
-            "the data are refined, and a jump would be made at every refined time. Let the inputs know theirs: "
-            "dynamics.interpolate_inputs(data, 'held').refine(n), with NeuralODE(..., interpolation='held')"
-        )
-    path = ode.solve(start, stopped_times(data), data.inputs)
-    return path.expand(torch.broadcast_shapes(path.shape, start.shape[:-2] + (1, 1)))
+    _check_jump(ode, data)
+    return _over_starts(ode.solve(start, stopped_times(data), data.inputs), start)
 
 
 def stopped_times(data: TimeSeries) -> Tensor:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
+import torch
 from pyro.ops.integrator import register_exception_handler
 from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.dynamics import NeuralODE
-from pyro_ssm.models.laws import BoundModel, batch_shape, solve_from, stopped_times
+from pyro_ssm.models.laws import BoundModel, batch_shape, solve_from, stopped_times, times_law
 from pyro_ssm.models.plates import site_name
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
 from pyro_ssm.ops import SolverError
 
-__all__ = ["diverging", "field_penalty", "sample_started", "through_start"]
+__all__ = ["diverging", "field_penalty", "path_site", "sample_started", "through_start"]
 
 
 def diverging() -> None:
@@ -46,6 +47,8 @@ def through_start(model: BoundModel) -> bool:
 def sample_started(model: Any, bound: BoundModel, data: TimeSeries) -> Tensor:
     """Sample the site ``"z_start"``, and solve for the deterministic path ``"z"`` ``(*batch, time, state)``.
 
+    An equation with an intensity has the observed site ``"times"`` where there are values: their mask.
+
     >>> from pyro_ssm.models.ode_sites import sample_started
     >>> sample_started.__name__
     'sample_started'
@@ -56,17 +59,34 @@ def sample_started(model: Any, bound: BoundModel, data: TimeSeries) -> Tensor:
     start = known_start(first)
     if start is None:
         start = pyro.sample(site_name(model, "z_start"), first)
-    path = solve_from(bound, data, start)
-    z = pyro.deterministic(site_name(model, "z"), path, event_dim=2)
-    if z is not path:
-        raise ValueError(
-            'site "z" was conditioned, but the path of an ordinary differential equation is a function of its start: '
-            'condition "z_start", or give the equation noise, dynamics.discretize(ode, "flow", noise_floor=s)'
-        )
+    timed = bound.transition.log_intensity is not None and data.mask is not None  # type: ignore[attr-defined]
+    path, timing = times_law(bound, data, start) if timed else (solve_from(bound, data, start), None)
+    path_site(
+        model,
+        path,
+        'the path of an ordinary differential equation is a function of its start: condition "z_start", or give the '
+        'equation noise, dynamics.discretize(ode, "flow", noise_floor=s)',
+    )
+    if timing is not None:
+        pyro.sample(site_name(model, "times"), timing, obs=data.mask)
     penalty = field_penalty(bound, data, path)
     if penalty is not None:
         pyro.factor(site_name(model, "penalty"), -penalty)
-    return z
+    return path
+
+
+def path_site(model: Any, path: Tensor, why: str) -> None:
+    """Record the deterministic site ``"z"``, or raise where it was conditioned on something else.
+
+    Outside of every handler Pyro returns a copy of what it was given.
+
+    >>> from pyro_ssm.models.ode_sites import path_site
+    >>> path_site.__name__
+    'path_site'
+    """
+    z = pyro.deterministic(site_name(model, "z"), path, event_dim=2)
+    if z is not path and not torch.equal(z, path):
+        raise ValueError(f'site "z" was conditioned, but {why}')
 
 
 def field_penalty(model: BoundModel, data: TimeSeries, path: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ from pyro_ssm.distributions import DrivenNoise, History
 from pyro_ssm.dynamics import NeuralODE, NeuralSDE
 from pyro_ssm.models.empty import empty_path
 from pyro_ssm.models.laws import BoundModel, batch_shape, path_law, solve_from
-from pyro_ssm.models.ode_sites import diverging, sample_started, through_start
+from pyro_ssm.models.ode_sites import diverging, path_site, sample_started, through_start
 from pyro_ssm.models.plates import site_name
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
 from pyro_ssm.ops import BrownianPath
@@ -60,13 +60,13 @@ def sample_states(model: Any, bound: BoundModel, data: TimeSeries, run: History 
     if data.num_times > 1:
         noise = pyro.sample(site_name(model, "z_noise"), noise_law(bound, data, start))
     path = solve_noise(bound, data, start, noise)
-    z = pyro.deterministic(site_name(model, "z"), path, event_dim=2)
-    if z is not path:
-        raise ValueError(
-            'site "z" was conditioned, but it is a function of the sites "z_start" and "z_noise": condition these, or '
-            'use an equation with the density of a path (NeuralSDE(..., method="euler", site="path"))'
-        )
-    return z
+    path_site(
+        model,
+        path,
+        'it is a function of the sites "z_start" and "z_noise": condition these, or use an equation with the density '
+        'of a path (NeuralSDE(..., method="euler", site="path"))',
+    )
+    return path
 
 
 def driven_path(model: BoundModel, data: TimeSeries, sites: Mapping[str, Tensor]) -> Tensor | None:

@@ -1,0 +1,103 @@
+"""The terms of ODE2VAE along the path, against the exact law of a linear equation."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+
+from pyro_ssm import StateSpaceModel, TimeSeries, models
+from pyro_ssm.dynamics import LinearDrift, NeuralODE, NormalInitial
+from pyro_ssm.emissions import LinearNormal
+from pyro_ssm.guides import InitialState
+from pyro_ssm.infer import PushForwardELBO
+from pyro_ssm.infer.elbo_push_forward import push_forward
+
+D = torch.float64
+
+
+def series(batch=(3,), num=6, obs=2, lengths=None, seed=1, dtype=D):
+    generator = torch.Generator().manual_seed(seed)
+    times = (torch.rand(*batch, num, generator=generator, dtype=D) + 0.1).cumsum(-1) + 2.0
+    values = torch.randn(*batch, num, obs, generator=generator, dtype=D).to(dtype)
+    mask = torch.rand(*batch, num, obs, generator=generator) < 0.6
+    mask[..., 0, :] = True
+    return TimeSeries(times, values, mask=mask, lengths=lengths)
+
+
+def linear_ode2vae():
+    torch.manual_seed(0)
+    A = torch.tensor([[-0.3, 1.0], [-1.0, 0.1]], dtype=D)
+    ode = NeuralODE(LinearDrift(A), rtol=1e-9, atol=1e-10)
+    model = StateSpaceModel(NormalInitial(2), ode, LinearNormal(2, 2, scale=0.5)).double()
+    model.transition.field.matrix.data.copy_(A)
+    return model, InitialState(model, 4).double(), A
+
+
+def test_the_law_pushed_forward_is_that_of_a_linear_equation():
+    """Along a linear field N(m, S) stays normal: mean e^{At} m, root e^{At} L."""
+    model, guide, A = linear_ode2vae()
+    data = series(lengths=torch.tensor([6, 3, 4]))
+    law = guide.start(data, model.bind())._step(None, slice(0, 1), None).base_dist
+    start = guide.start(data, model.bind()).sample().detach()
+    path = model.bind().transition.solve(start, data.times)
+    first = dist.Normal(law.loc, law.scale).log_prob(start).sum((-1, -2))
+    found = push_forward(model.bind().transition, path, data, first)
+    for b in range(3):
+        for k in range(int(data.lengths[b])):
+            flow = torch.linalg.matrix_exp(A * (data.times[b, k] - data.times[b, 0]))
+            wanted = dist.MultivariateNormal(flow @ law.loc[b, 0], flow @ law.scale[b, 0].square().diag() @ flow.mT)
+            torch.testing.assert_close(found[b, k], wanted.log_prob(path[b, k]), rtol=1e-6, atol=1e-6)
+
+
+def test_the_loss_of_ode2vae_is_the_bound_and_the_distances():
+    model, guide, A = linear_ode2vae()
+    data = series(lengths=torch.tensor([6, 3, 4]))
+    law = guide.start(data, model.bind())._step(None, slice(0, 1), None).base_dist
+    torch.manual_seed(3)
+    plain = PushForwardELBO(0.0, num_particles=2).loss(model, guide, data)
+    torch.manual_seed(3)
+    assert plain == pytest.approx(Trace_ELBO(num_particles=2).loss(model, guide, data), abs=1e-9)
+    torch.manual_seed(3)
+    losses = [PushForwardELBO(1.0).loss(model, guide, data)]
+    torch.manual_seed(3)
+    losses.append(PushForwardELBO(0.0).loss(model, guide, data))
+    torch.manual_seed(3)
+    path = model.bind().transition.solve(guide(data).detach(), data.times)
+    wanted = 0.0
+    for b in range(3):
+        for k in range(1, int(data.lengths[b])):
+            flow = torch.linalg.matrix_exp(A * (data.times[b, k] - data.times[b, 0]))
+            moved = dist.MultivariateNormal(flow @ law.loc[b, 0], flow @ law.scale[b, 0].square().diag() @ flow.mT)
+            wanted += float((moved.log_prob(path[b, k]) - dist.Normal(0.0, 1.0).log_prob(path[b, k]).sum()).detach())
+    assert losses[0] - losses[1] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_gradients_of_the_terms_along_the_path():
+    model, guide, _ = linear_ode2vae()
+    data = series(num=3)
+    parameters = [model.transition.field.matrix, guide.head.layers[-1].bias]
+
+    def loss():
+        torch.manual_seed(0)
+        return PushForwardELBO().differentiable_loss(model, guide, data)
+
+    for parameter, slope in zip(parameters, torch.autograd.grad(loss(), parameters), strict=True):
+        for at in list(torch.cartesian_prod(*(torch.arange(n) for n in parameter.shape)))[:3]:
+            at = tuple(at.reshape(-1).tolist())
+            ends = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    parameter[at] += sign * 1e-5
+                ends.append(float(loss().detach()))
+                with torch.no_grad():
+                    parameter[at] -= sign * 1e-5
+            assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(float(slope[at]), rel=1e-4, abs=1e-4)
+    batch = data.minibatch(torch.tensor([1]))
+    torch.manual_seed(0)
+    assert math.isfinite(PushForwardELBO().loss(model, guide, batch))
+    with pytest.raises(TypeError, match="NeuralODE"):
+        PushForwardELBO().loss(models.latent_sde(2, 2), guide, data)
+    with pytest.raises(ValueError, match="weight"):
+        PushForwardELBO(-1.0)
