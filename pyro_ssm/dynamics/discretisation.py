@@ -106,6 +106,11 @@ def discretize(
                 f"a NeuralODE brings its solver: discretize(ode, 'flow', noise_floor=...), got method={method!r}, "
                 f"substeps={substeps}, state_dim={state_dim}. For other steps give its field"
             )
+        if equation.log_intensity is not None:
+            raise ValueError(
+                "`equation` has a `log_intensity`: the times of observation are part of its likelihood, which no step "
+                "knows of. Build the NeuralODE without it to discretise its path alone"
+            )
         return NoisyFlow(equation, float(noise_floor))
     if isinstance(equation, Transition) or not callable(equation):
         raise TypeError(
