@@ -15,6 +15,7 @@ from pyro_ssm.distributions.observations import Observations
 from pyro_ssm.distributions.regimes import RegimeNormal
 from pyro_ssm.distributions.simulated import SimulatedLaw
 from pyro_ssm.distributions.singular_normal import SingularNormal, affine_law
+from pyro_ssm.distributions.sinh_arcsinh import SinhArcsinh
 from pyro_ssm.distributions.started_path import StartedPath
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "SimulatedLaw",
     "SingularNormal",
     "StartedPath",
+    "SinhArcsinh",
     "affine_law",
     "exogenous",
     "gaussian_moments",

@@ -37,6 +37,7 @@ from pyro_ssm.dynamics.semi_markov import SemiMarkov, SemiMarkovInitial
 from pyro_ssm.dynamics.stacked import Stacked, StackedDiffuseInitial, StackedInitial, stack_initials
 from pyro_ssm.dynamics.stationary import Stationary, StationaryInitial
 from pyro_ssm.dynamics.switching import SwitchingInitial, SwitchingLinear
+from pyro_ssm.dynamics.term_library import TermLibrary, with_sparse_prior
 
 __all__ = [
     "AffineEulerMaruyama",
@@ -91,8 +92,10 @@ __all__ = [
     "StationaryInitial",
     "SwitchingInitial",
     "SwitchingLinear",
+    "TermLibrary",
     "discretize",
     "interpolate_inputs",
     "stack_initials",
     "structural",
+    "with_sparse_prior",
 ]

@@ -172,6 +172,7 @@ class ElementwiseDiffusion(PyroModule):
     """
 
     event_dims: ClassVar[Mapping[str, int]] = {"slope": 2, "shift": 2, "weight": 2, "bias": 1}
+    elementwise = True
 
     def __init__(
         self,

@@ -334,13 +334,13 @@ def _seen_through(loc: Tensor, scale: Tensor, pseudo: Tensor | None) -> tuple[Te
     return loc + ratio / (1 + ratio) * (m - loc), scale * (1 + ratio).rsqrt()
 
 
-def _equation(transition: Any) -> NeuralSDE:
+def _equation(transition: Any, who: str = "PosteriorSDE") -> NeuralSDE:
     if isinstance(transition, NeuralSDE):
         return transition
     if isinstance(transition, EulerMaruyama) and transition.sde.site == "path":
         return transition.sde
     raise TypeError(
-        "PosteriorSDE needs a model whose transition is a dynamics.NeuralSDE (or the 'euler_maruyama' discretisation "
+        f"{who} needs a model whose transition is a dynamics.NeuralSDE (or the 'euler_maruyama' discretisation "
         f"of one with site='path'), got {type(transition).__name__.removeprefix('Bound')}. Use guides.Structured"
     )
 

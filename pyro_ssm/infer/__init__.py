@@ -39,7 +39,7 @@ from pyro_ssm.infer.discrete import (
     switching_variational,
     viterbi,
 )
-from pyro_ssm.infer.elbo import IWAE, FreeBits
+from pyro_ssm.infer.elbo import IWAE, FreeBits, SolverFree
 from pyro_ssm.infer.elbo_particle import ParticleELBO
 from pyro_ssm.infer.elbo_post_jump import PostJumpELBO
 from pyro_ssm.infer.evaluating import evaluating
@@ -105,6 +105,7 @@ from pyro_ssm.infer.smc import (
     smc_sampler,
     smc_squared,
 )
+from pyro_ssm.infer.term_coefficients import TermRegression, term_regression
 
 __all__ = [
     "IWAE",
@@ -149,6 +150,7 @@ __all__ = [
     "RegimeEnumeration",
     "SampledPaths",
     "SegmentPath",
+    "SolverFree",
     "StandardErrorsResult",
     "SwitchingEM",
     "SwitchingFiltered",
@@ -156,6 +158,7 @@ __all__ = [
     "SwitchingSmoothed",
     "SwitchingStep",
     "SwitchingSystem",
+    "TermRegression",
     "auxiliary",
     "baum_welch",
     "bootstrap",
@@ -217,6 +220,7 @@ __all__ = [
     "switching_em",
     "switching_system",
     "switching_variational",
+    "term_regression",
     "unscented_kalman_filter",
     "unscented_kalman_smoother",
     "viterbi",
