@@ -5,6 +5,7 @@ from pyro_ssm.guides.base import Guide
 from pyro_ssm.guides.bridge import AbstractBridge, BridgeContext, Control
 from pyro_ssm.guides.encoded import AbstractEncodedGuide
 from pyro_ssm.guides.encoder import Context, DataEncoder
+from pyro_ssm.guides.first_frames import FirstFrames
 from pyro_ssm.guides.gaussian_markov import GaussianMarkov
 from pyro_ssm.guides.initial_state import InitialState
 from pyro_ssm.guides.linear_gaussian import LinearGaussian
@@ -23,6 +24,7 @@ __all__ = [
     "Context",
     "Control",
     "DataEncoder",
+    "FirstFrames",
     "GaussianMarkov",
     "Guide",
     "InitialState",

@@ -1,5 +1,6 @@
 """State-space models as Pyro programs, and named models as short factories."""
 
+from pyro_ssm.models.continuous import latent_ode
 from pyro_ssm.models.empty import empty_path
 from pyro_ssm.models.irregular import gru_d, gru_ode_bayes, neural_cde, ode_rnn, predictor
 from pyro_ssm.models.laws import BoundModel, batch_shape, emission_law, history, observation_law, path_law
@@ -23,6 +24,7 @@ __all__ = [
     "gru_d",
     "gru_ode_bayes",
     "history",
+    "latent_ode",
     "mixed_frequency_factor",
     "neural_cde",
     "observation_law",
