@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
+from pyro.poutine.runtime import am_i_wrapped
 from pyro.ops.integrator import register_exception_handler
 from torch import Tensor
 
@@ -57,7 +58,8 @@ def sample_started(model: Any, bound: BoundModel, data: TimeSeries) -> Tensor:
     if start is None:
         start = pyro.sample(site_name(model, "z_start"), first)
     path = solve_from(bound, data, start)
-    z = pyro.deterministic(site_name(model, "z"), path, event_dim=2)
+    # where nothing is recorded pyro.deterministic would return a copy
+    z = pyro.deterministic(site_name(model, "z"), path, event_dim=2) if am_i_wrapped() else path
     if z is not path:
         raise ValueError(
             'site "z" was conditioned, but the path of an ordinary differential equation is a function of its start: '

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
@@ -60,7 +61,8 @@ def sample_states(model: Any, bound: BoundModel, data: TimeSeries, run: History 
     if data.num_times > 1:
         noise = pyro.sample(site_name(model, "z_noise"), noise_law(bound, data, start))
     path = solve_noise(bound, data, start, noise)
-    z = pyro.deterministic(site_name(model, "z"), path, event_dim=2)
+    # where nothing is recorded pyro.deterministic would return a copy
+    z = pyro.deterministic(site_name(model, "z"), path, event_dim=2) if am_i_wrapped() else path
     if z is not path:
         raise ValueError(
             'site "z" was conditioned, but it is a function of the sites "z_start" and "z_noise": condition these, or '

@@ -554,3 +554,11 @@ def test_the_encoder_sees_the_constants_of_a_user_s_field():
     assert not torch.allclose(*apart)
     assert infer.fit(model, guide, data, num_steps=2, progress=False).num_steps == 2
     assert posterior_draws(model, guide, data, num_samples=3).parameters["transition.field.rate"].shape[0] == 3
+
+
+def test_one_series_is_simulated_without_a_handler():
+    """No trace, no plate: the program is a plain function."""
+    model, data = linear(), TimeSeries(torch.linspace(0, 3, 5, dtype=D))
+    z, y = model(data)
+    assert z.shape == (5, 2) and y.shape == (5, 1)
+    torch.testing.assert_close(z, model.transition.solve(z[:1], data.times))
