@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
-from pyro.poutine.runtime import am_i_wrapped
 from pyro.ops.integrator import register_exception_handler
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
