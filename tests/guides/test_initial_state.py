@@ -529,3 +529,36 @@ def test_a_latent_ode_learns_an_oscillation():
     future = forecast(model, guide, data, times=later, num_samples=30).values.mean(0).squeeze(-1)
     error = (future - torch.sin(later + phase)).square().mean()
     assert error < 0.25  # the mean has 0.5
+
+
+class Decay(PyroModule):
+    """A field of the user's: no component, and no `event_dims`."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = PyroSample(dist.LogNormal(0.0, 0.5))
+
+    def forward(self, t, z, u):
+        return -self.rate * z
+
+
+def test_the_encoder_sees_the_constants_of_a_user_s_field():
+    """The start depends on them, in every one of a batch of draws."""
+    torch.manual_seed(0)
+    model = StateSpaceModel(NormalInitial(1), NeuralODE(Decay(), state_dim=1), LinearEmission(1, 1)).double()
+    guide, data = InitialState(model, 4).double(), series()
+    rates = torch.tensor([0.3, 0.9], dtype=D)
+    together = guide.encode(data, model.bind({"transition.field.rate": rates.unsqueeze(-1)})).features
+    apart = [guide.encode(data, model.bind({"transition.field.rate": rate})).features for rate in rates]
+    torch.testing.assert_close(together, torch.stack(apart))
+    assert not torch.allclose(*apart)
+    assert infer.fit(model, guide, data, num_steps=2, progress=False).num_steps == 2
+    assert posterior_draws(model, guide, data, num_samples=3).parameters["transition.field.rate"].shape[0] == 3
+
+
+def test_one_series_is_simulated_without_a_handler():
+    """No trace, no plate: the program is a plain function."""
+    model, data = linear(), TimeSeries(torch.linspace(0, 3, 5, dtype=D))
+    z, y = model(data)
+    assert z.shape == (5, 2) and y.shape == (5, 1)
+    torch.testing.assert_close(z, model.transition.solve(z[:1], data.times))

@@ -412,3 +412,10 @@ def test_automatic_guides_over_the_noise():
     guide(data)
     loss = Trace_ELBO(num_particles=200, vectorize_particles=True, max_plate_nesting=0).loss(model, guide, data)
     assert -loss < float(exact(linear(), data))
+
+
+def test_one_series_is_simulated_without_a_handler():
+    """No trace, no plate: the program is a plain function, in every form of the site."""
+    for site in ("path", "noise"):
+        z, y = linear(site=site)(series((), num=3).without_values())
+        assert z.shape == (9, 1) and y.shape == (3, 1)  # the grid is refined
