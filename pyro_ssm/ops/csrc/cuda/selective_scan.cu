@@ -68,32 +68,32 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) selective_states(Selective
                 UNROLL for (int j = 0; j < P::NS; ++j)
                     if (x.has(k + j)) p.state[x.state(k + j)] = h[j];
         }
-        if (ENDS) {
+        if constexpr (ENDS) {
             for (int q = 0; q < steps; ++q) { passed += delta[q][x.local]; cut = cut || fresh[q]; }
-            continue;
-        }
-        for (int q = x.slice; q < steps; q += P::SLICES) {
-            if (!x.active) continue;
-            T y = T(0);
-            if (x.live(t0 + q)) {
-                y = out[q][x.local];
-                if (a.z) {
-                    const T z = x.z(t0 + q);
-                    y *= z * Elementary<T>::logistic(z);
+        } else {
+            for (int q = x.slice; q < steps; q += P::SLICES) {
+                if (!x.active) continue;
+                T y = T(0);
+                if (x.live(t0 + q)) {
+                    y = out[q][x.local];
+                    if (a.z) {
+                        const T z = x.z(t0 + q);
+                        y *= z * Elementary<T>::logistic(z);
+                    }
                 }
+                *of<T>(a.y, (x.b * a.times + t0 + q) * a.channels + x.channel) = y;
             }
-            *of<T>(a.y, (x.b * a.times + t0 + q) * a.channels + x.channel) = y;
         }
     }
-    if (ENDS) {
+    if constexpr (ENDS) {
         if (x.slice == 0 && x.active) p.passed[x.of_chunk()] = passed;
         if (threadIdx.x == 0 && x.block == 0 && x.group == 0) p.cut[x.chunk * a.batch + x.b] = cut;
-        return;
+    } else {
+        if (x.chunk < p.chunks - 1) return;
+        for (i64 k = x.slice * P::NS; k < a.n; k += ROUND)
+            UNROLL for (int j = 0; j < P::NS; ++j)
+                if (x.has(k + j)) *of<T>(a.final, (x.b * a.channels + x.channel) * a.n + k + j) = p.state[x.state(k + j)];
     }
-    if (x.chunk < p.chunks - 1) return;
-    for (i64 k = x.slice * P::NS; k < a.n; k += ROUND)
-        UNROLL for (int j = 0; j < P::NS; ++j)
-            if (x.has(k + j)) *of<T>(a.final, (x.b * a.channels + x.channel) * a.n + k + j) = p.state[x.state(k + j)];
 }
 
 template <class T, bool SHARED> int forward(const SelectiveArgs& a, Workspace& memory, void* stream) {
