@@ -138,6 +138,11 @@ class CudaEngine:
         with torch.cuda.device(self.index):
             yield torch.cuda.current_stream().cuda_stream
 
+    @contextmanager
+    def _workspace(self, size: int) -> Iterator[torch.Tensor]:
+        # torch hands the memory out again only to work that is queued behind the kernels
+        yield torch.empty(size, dtype=torch.uint8, device=self.device)
+
     def run(self, function: str, fields: Sequence[int]) -> None:
         """Queue the kernels of a function on the current stream.
 
@@ -150,8 +155,7 @@ class CudaEngine:
             size = getattr(functions, f"{name}_workspace")(struct, int(way == "backward"), self.index)
             if size < 0:
                 raise RuntimeError(f"{function}: {self.device} cannot be used")
-            # torch hands the memory out again only to work that is queued behind these kernels
-            workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
-            status = getattr(functions, function)(struct, workspace.data_ptr(), self.index, stream)
+            with self._workspace(size) as workspace:
+                status = getattr(functions, function)(struct, workspace.data_ptr(), self.index, stream)
         if status:
             raise RuntimeError(f"{function}: CUDA error {status}, {functions.pyro_ssm_cuda_error(status).decode()}")

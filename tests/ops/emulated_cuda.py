@@ -16,6 +16,7 @@ from pyro_ssm.ops.cuda import CudaEngine
 
 HERE = Path(__file__).parent
 SOURCES = Path(cuda.__file__).with_name("csrc") / "cuda"
+GUARD = 4096
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 
 
@@ -39,7 +40,7 @@ def emulated_library():
 
 
 class EmulatedEngine(CudaEngine):
-    """Kernels on tensors of the CPU."""
+    """Kernels on tensors of the CPU. Their workspace is full of NaN, and what they write behind it is found out."""
 
     functions = None
 
@@ -49,6 +50,12 @@ class EmulatedEngine(CudaEngine):
     @contextmanager
     def _stream(self):
         yield 0
+
+    @contextmanager
+    def _workspace(self, size):
+        memory = torch.full((size + GUARD,), 255, dtype=torch.uint8, device="cpu")
+        yield memory
+        assert (memory[size:] == 255).all(), "a kernel wrote beyond its workspace"
 
 
 def emulate(functions, multiprocessors, order=0):

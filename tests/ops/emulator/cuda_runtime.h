@@ -1,11 +1,12 @@
 // CUDA on a CPU, for tests: what pyro_ssm/ops/csrc/cuda uses of it, and no more.
 //
-// The threads of a block are contexts of their own (ucontext) that run one after the other, each until it reaches a
+// The threads of a block are contexts of their own (made by ucontext, switched by jumps) that run one after the other, each until it reaches a
 // barrier. Between barriers they run in an order that changes from one barrier to the next and with `emulated_order`: a
 // result that depends on it is a race. A block whose threads disagree about a barrier stops the process, as does a warp
 // shuffle that not all its threads reach; on a GPU both would be undefined.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdint>
@@ -42,6 +43,8 @@ inline State state;
 enum Waiting { RUNS, AT_BLOCK, AT_WARP, DONE };
 struct Thread {
     ucontext_t context;
+    jmp_buf at;
+    bool begun;
     std::vector<char> stack;
     Waiting waiting;
     double given, taken;  // of a shuffle
@@ -49,7 +52,7 @@ struct Thread {
 };
 struct Block {
     std::vector<Thread> threads;
-    ucontext_t home;
+    jmp_buf home;
     int current = 0;
     void (*call)(void*) = nullptr;
     void* what = nullptr;
@@ -64,12 +67,18 @@ inline dim3 thread_at, block_at, block_size, grid_size;
 inline void body() {
     block.call(block.what);
     block.threads[(size_t)block.current].waiting = DONE;
-    swapcontext(&block.threads[(size_t)block.current].context, &block.home);
+    _longjmp(block.home, 1);
+}
+inline void go_on(Thread& x) {
+    if (_setjmp(block.home)) return;
+    if (x.begun) _longjmp(x.at, 1);
+    x.begun = true;
+    setcontext(&x.context);
 }
 inline void wait(Waiting at) {
     Thread& me = block.threads[(size_t)block.current];
     me.waiting = at;
-    swapcontext(&me.context, &block.home);
+    if (!_setjmp(me.at)) _longjmp(block.home, 1);
 }
 // Runs every thread that can go on; in a new order each time.
 inline void run_some(size_t count, unsigned& seed) {
@@ -81,7 +90,7 @@ inline void run_some(size_t count, unsigned& seed) {
         if (block.threads[t].waiting != RUNS) continue;
         block.current = (int)t;
         thread_at = dim3((unsigned)t);
-        swapcontext(&block.home, &block.threads[t].context);
+        go_on(block.threads[t]);
     }
 }
 inline void shuffle_warps(size_t count) {
@@ -105,7 +114,8 @@ inline void run_block(size_t count, void (*call)(void*), void* what) {
         getcontext(&x.context);
         x.context.uc_stack.ss_sp = x.stack.data();
         x.context.uc_stack.ss_size = x.stack.size();
-        x.context.uc_link = &block.home;
+        x.context.uc_link = nullptr;
+        x.begun = false;
         x.waiting = RUNS;
         makecontext(&x.context, body, 0);
     }
