@@ -8,7 +8,7 @@ from tests.ops.emulated_cuda import EmulatedEngine, emulated_library
 
 
 @pytest.fixture(
-    params=["compiled", "torch", pytest.param("emulated CUDA", marks=pytest.mark.slow), "CUDA"],
+    params=["compiled", "torch", "emulated CUDA", "CUDA"],
 )
 def engine(request, monkeypatch):
     """The same test on the CPU with the compiled library and without it, on a GPU, and with the kernels of a GPU."""
