@@ -85,10 +85,13 @@ def ours(q: dict[str, np.ndarray], y: np.ndarray, gradient: bool, moved: bool):
     tensors = {name: torch.tensor(x, requires_grad=gradient) for name, x in q.items()}
     values = torch.tensor(y)
     mask = torch.ones_like(values, dtype=torch.bool)
+    by_hand = moved and SIZE == "torch"  # plain torch takes a system with something missing for one that varies
+    if moved and not by_hand:  # a time more, at which nothing is seen
+        values, mask = (torch.cat([torch.zeros_like(x[..., :1, :]), x], -2) for x in (values, mask))
 
     def total():
         m, L, F, b, Q, H, d, R = tensors.values()
-        if moved:
+        if by_hand:
             m, L = (F @ m.unsqueeze(-1)).squeeze(-1) + b, tria(torch.cat([F @ L, Q], -1))
         time = (x.unsqueeze(-3) if x.dim() > 1 and e == 2 else x.unsqueeze(-2)
                 for x, e in ((F, 2), (b, 1), (Q, 2), (H, 2), (d, 1), (R, 2)))  # fmt: skip

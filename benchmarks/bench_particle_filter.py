@@ -1,81 +1,83 @@
-"""A bootstrap particle filter for stochastic volatility, against `particles`: one series and 32, 1e3 and 1e5 particles.
+"""Bootstrap filters against `particles`, cuthbert and Pyro's SMCFilter: 1e3 and 1e5 particles, 1 and 32 series.
 
-Equal work: the same model and data, systematic resampling below N / 2, evidence and effective sample sizes kept. The
-*lean* case is the same process written by hand as a `FeynmanKac`, without the model's components and laws: what remains
-is the filter itself. `particles` takes one series at a time. Two estimates are random: before timing they must agree
-within their spread over a few runs.
+Equal work: the same model and data, systematic resampling below N / 2, evidence and effective sample sizes kept. Two
+models: stochastic volatility, and the growth model of Gordon, Salmond and Smith (1993). The *lean* case is stochastic
+volatility written by hand as a `FeynmanKac`, without the model's components and laws: the filter itself.
+Ours and cuthbert compute in float32, `particles` in float64. Two estimates are random: before timing they must agree
+within their spread over a few runs. Pyro's SMCFilter is left out at 1e5 particles, where its float32 sums index out of
+range.
 
-    python benchmarks/bench_particle_filter.py           # writes results/particle_filter.json and .md
-    python benchmarks/bench_particle_filter.py small     # the cases of 1e3 particles only
+    python benchmarks/bench_particle_filter.py           # against `particles` and SMCFilter
+    python benchmarks/bench_particle_filter.py all       # cuthbert too, and 32 series of 1e5 particles
+    python benchmarks/bench_particle_filter.py small     # stochastic volatility at 1e3 particles against `particles`
+    python benchmarks/bench_particle_filter.py torch     # as the first, with the compiled library left aside
+
+Each writes results/particle_filter[_MODE].json and .md.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import sys
+import warnings
 
 from harness import Case, DisagreementError, pin_threads, run
 
 pin_threads(1)
+MODE = sys.argv[1] if len(sys.argv) > 1 else ""
+if MODE == "torch":
+    os.environ["PYRO_SSM_COMPILED"] = "0"
 
-import particles  # noqa: E402  (threads are pinned before numpy and torch are imported)
-import pyro.distributions as dist  # noqa: E402
+import pyro  # noqa: E402  (threads are pinned before numpy and torch are imported)
 import torch  # noqa: E402
-from particles import state_space_models  # noqa: E402
+from peers import particle_filters as peers  # noqa: E402
+from peers.particle_filters import GROWTH_SCALE, MU, RHO, SIGMA, START  # noqa: E402
 
 import pyro_ssm as ssm  # noqa: E402
-from pyro_ssm.components import Emission, Gaussian, Initial, Transition  # noqa: E402
-
-MU, RHO, SIGMA = -1.02, 0.9702, 0.178  # Pitt and Shephard (1999)
-START = SIGMA / math.sqrt(1 - RHO**2)
-
-
-def normal(loc, scale):
-    return dist.Independent(dist.Normal(loc, scale, validate_args=False), 1, validate_args=False)
-
-
-class Start(Initial, Gaussian):
-    state_dim = 1
-
-    def forward(self, time, inputs, memory=None):
-        return normal(torch.full((1, 1), MU), torch.full((1, 1), START))
-
-
-class LogVolatility(Transition, Gaussian):
-    state_dim = 1
-
-    def __init__(self):
-        super().__init__()
-        self.scale = torch.full((1,), SIGMA)
-
-    def forward(self, state, time, next_time, inputs, memory=None):
-        return normal(RHO * state + MU * (1 - RHO), self.scale)
+from pyro_ssm.components import Emission  # noqa: E402
+from pyro_ssm.distributions import DiagonalNormal  # noqa: E402
 
 
 class Returns(Emission):
     state_dim, obs_dim = 1, 1
 
     def forward(self, state, time, inputs, memory=None):
-        return normal(state.new_zeros(()), (0.5 * state).exp())
+        return DiagonalNormal(state.new_zeros(()), (0.5 * state).exp())
+
+
+def stochastic_volatility() -> ssm.StateSpaceModel:
+    """An autoregression of the log variance, from its stationary law."""
+    start = ssm.dynamics.NormalInitial(1, loc=MU, scale=START)
+    move = ssm.dynamics.LinearNormal(1, matrix=torch.tensor([[RHO]]), scale=SIGMA)
+    with torch.no_grad():
+        move.offset.fill_(MU * (1 - RHO))
+    return ssm.StateSpaceModel(start, move, Returns())
+
+
+def growth() -> ssm.StateSpaceModel:
+    """The growth model; its force is an input."""
+    start = ssm.dynamics.NormalInitial(1, scale=2.0)
+    move = ssm.dynamics.FunctionTransition(1, lambda z, u: 0.5 * z + 25 * z / (1 + z * z) + u, scale=GROWTH_SCALE)
+    return ssm.StateSpaceModel(start, move, ssm.emissions.FunctionNormal(1, 1, lambda z, u: 0.05 * z * z, scale=1.0))
 
 
 def lean(values: torch.Tensor) -> ssm.infer.FeynmanKac:
-    """The same process on plain tensors ``(N, *batch)``."""
+    """Stochastic volatility on plain tensors ``(N, *batch)``."""
     constant, steps = 0.5 * math.log(2 * math.pi), values.unbind(-2)
     y = [-0.5 * value.squeeze(-1).square() for value in steps]
-    start, move = normal(torch.full((1,), MU), torch.full((1,), START)), torch.full((1,), SIGMA)
+    scale = torch.full((1,), SIGMA)
 
     def potential(k, previous, x):
         return torch.addcmul(-0.5 * x - constant, y[k], (-x).exp())
 
     return ssm.infer.FeynmanKac(
-        initial=lambda draw, shape: draw(start, shape).squeeze(-1),
-        propagate=lambda k, x, draw: draw(normal((RHO * x + MU * (1 - RHO)).unsqueeze(-1), move), x.shape).squeeze(-1),
-        log_potential=potential,
+        initial=lambda draw, shape: draw(DiagonalNormal(torch.full((1,), MU), torch.full((1,), START)), shape),
+        propagate=lambda k, x, draw: draw(DiagonalNormal(RHO * x + MU * (1 - RHO), scale), x.shape[:-1]),
+        log_potential=lambda k, previous, x: potential(k, previous, x.squeeze(-1)),
         num_times=len(y),
         batch_shape=values.shape[:-2],
-        state=lambda x: x.unsqueeze(-1),
     )
 
 
@@ -87,24 +89,17 @@ def agree(ours, peer, spread: float) -> float:
     return abs(ours - peer)
 
 
-def cases(num_particles: int, num_times: int, num_series: int) -> list[Case]:
+def cases(name: str, num_particles: int, num_times: int, num_series: int) -> list[Case]:
     torch.manual_seed(1)
-    model = ssm.StateSpaceModel(Start(), LogVolatility(), Returns())
+    pyro.clear_param_store()  # two models name their parameters alike
+    model = growth() if name == "growth" else stochastic_volatility()
     batch = (num_series,) if num_series > 1 else ()
     times = torch.arange(float(num_times))
-    _, y = model(ssm.TimeSeries(times.expand(batch + (num_times,))))
-    data = ssm.TimeSeries(times, y)
-    series = [row.squeeze(-1).numpy() for row in y.reshape(-1, num_times, 1).unbind(0)]
-    theirs = state_space_models.StochVol(mu=MU, rho=RHO, sigma=SIGMA)
-
-    def peer() -> float:
-        total = 0.0
-        for row in series:
-            fk = state_space_models.Bootstrap(ssm=theirs, data=row)
-            smc = particles.SMC(fk=fk, N=num_particles, resampling="systematic", ESSrmin=0.5)
-            smc.run()
-            total += smc.logLt
-        return total
+    inputs = (8 * torch.cos(1.2 * times)).unsqueeze(-1).expand(batch + (num_times, 1)) if name == "growth" else None
+    with torch.no_grad():
+        _, y = model(ssm.TimeSeries(times.expand(batch + (num_times,)), inputs=inputs))
+    data = ssm.TimeSeries(times, y, inputs=inputs)
+    rows = y.reshape(-1, num_times).numpy()
 
     def ours() -> torch.Tensor:
         return ssm.infer.particle_filter(ssm.infer.bootstrap(model, data), num_particles).total
@@ -113,14 +108,35 @@ def cases(num_particles: int, num_times: int, num_series: int) -> list[Case]:
         return ssm.infer.particle_filter(lean(y), num_particles).total
 
     spread = statistics.stdev(float(ours().sum()) for _ in range(12))
-    name = f"{num_series} series, N={num_particles:.0e}, T={num_times}"
-    checks = {"peer": peer, "peer_name": "particles", "agree": lambda a, b: agree(a, b, spread)}
-    return [Case(name, ours=ours, **checks), Case(f"{name}, lean", ours=by_hand, **checks)]
+    label = f"{name}, {num_series} series, N={num_particles:.0e}, T={num_times}"
+    functions = {"particles": peers.by_particles}
+    if MODE == "all":
+        functions["cuthbert"] = peers.by_cuthbert
+    if num_particles <= 1000 and MODE != "small":
+        functions["Pyro SMCFilter"] = peers.by_smc_filter
+
+    def check(one, other):
+        return agree(one, other, spread)
+
+    found = [
+        Case(label, ours=ours, peer=function(name, rows, num_particles), peer_name=peer, agree=check)
+        for peer, function in functions.items()
+    ]
+    if name == "volatility":
+        found.append(Case(f"{label}, lean", ours=by_hand, peer=found[0].peer, peer_name="particles", agree=check))
+    return found
 
 
 if __name__ == "__main__":
-    small = sys.argv[1:] == ["small"]
-    rows = cases(1000, 1000, 1)
-    if not small:
-        rows += cases(1000, 100, 32) + cases(100_000, 100, 1)
-    run("particle_filter_small" if small else "particle_filter", rows, packages=["particles", "numpy"], repeats=5)
+    print(ssm.ops.info())
+    # the growth model's clouds collapse at surprising observations, in every library
+    warnings.filterwarnings("ignore", category=ssm.infer.smc.ParticleCollapseWarning)
+    sizes = [("volatility", 1000, 1000, 1)]
+    if MODE != "small":
+        sizes += [("volatility", 1000, 100, 32), ("volatility", 100_000, 100, 1)]
+        sizes += [("growth", 1000, 1000, 1), ("growth", 1000, 100, 32), ("growth", 100_000, 100, 1)]
+    if MODE == "all":
+        sizes += [("volatility", 100_000, 20, 32), ("growth", 100_000, 20, 32)]
+    packages = ["particles", "numpy"] + (["cuthbert", "jax"] if MODE == "all" else [])
+    rows = [case for size in sizes for case in cases(*size)]
+    run(f"particle_filter_{MODE}".rstrip("_"), rows, packages=packages, repeats=5)

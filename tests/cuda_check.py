@@ -38,7 +38,9 @@ def kernels_of(text: str) -> list[dict[str, str]]:
 
 def short(name: str) -> str:
     """A kernel's name without what all have in common."""
-    return re.sub(r"\(anonymous namespace\)::|^void |\(.*\)$", "", name.replace("(bool)1", "true").replace("(bool)0", "false"))
+    return re.sub(
+        r"\(anonymous namespace\)::|^void |\(.*\)$", "", name.replace("(bool)1", "true").replace("(bool)0", "false")
+    )
 
 
 def check(nvcc: str, source: Path, arch: str) -> bool:
@@ -73,7 +75,9 @@ def main() -> int:
         print("no nvcc: neither in this environment nor in CUDACXX or PATH")
         return 2
     sources = sorted(SOURCES.glob("*.cu"))
-    bad = [f"{source.name} for sm_{arch}" for source in sources for arch in ARCHITECTURES if not check(nvcc, source, arch)]
+    bad = [
+        f"{source.name} for sm_{arch}" for source in sources for arch in ARCHITECTURES if not check(nvcc, source, arch)
+    ]
     print(f"not good: {', '.join(bad)}" if bad else f"{len(sources)} sources, {len(ARCHITECTURES)} architectures: good")
     return int(bool(bad) or not sources)
 

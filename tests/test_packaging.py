@@ -19,7 +19,7 @@ import torch
 import pyro_ssm
 from pyro_ssm import __main__ as command_line
 from pyro_ssm._version import __version__
-from pyro_ssm.ops import compiled, kalman_kernel, recurrence_kernel
+from pyro_ssm.ops import compiled, diag_bank, kalman_kernel, recurrence_kernel
 from pyro_ssm.ops.info import info
 from tests.architecture import Package
 
@@ -75,10 +75,8 @@ def test_version_stands_everywhere():
     assert __version__ in (ROOT / "CHANGELOG.md").read_text()
 
 
-def build(
-    folder: Path, source: str | None, cuda: str | None = None, **environment: str
-) -> subprocess.CompletedProcess:
-    """Build a wheel of a copy of the package's outline, with ``source`` as the one C++ file, ``cuda`` the one of CUDA."""
+def build(folder: Path, source: str | None, cuda: str | None = None, **environment: str) -> subprocess.CompletedProcess:
+    """Build a wheel of a copy of the package's outline, ``source`` its one C++ file and ``cuda`` its one CUDA file."""
     for name in SETUP_FILES:
         shutil.copy(ROOT / name, folder)
     unwanted = shutil.ignore_patterns("__pycache__")
@@ -275,8 +273,10 @@ def test_python_and_library_agree_on_their_interface(monkeypatch):
     functions = compiled.library().functions
     functions.pyro_ssm_kalman_args_size.restype = ctypes.c_int64
     assert functions.pyro_ssm_kalman_args_size() == 8 * kalman_kernel.FIELDS
-    functions.pyro_ssm_linear_scan_args_size.restype = ctypes.c_int64
-    assert functions.pyro_ssm_linear_scan_args_size() == 8 * recurrence_kernel.FIELDS
+    for name, module in (("linear_scan", recurrence_kernel), ("diag_lti", diag_bank)):
+        size = getattr(functions, f"pyro_ssm_{name}_args_size")
+        size.restype = ctypes.c_int64
+        assert size() == 8 * module.FIELDS
     functions.pyro_ssm_kalman_tape_size.restype = ctypes.c_int64
     for groups, series, times, n, p in ((1, 1, 1, 1, 1), (2, 1, 7, 4, 3), (3, 9, 5, 13, 2), (1, 17, 2, 17, 20)):
         fields = (ctypes.c_int64 * kalman_kernel.FIELDS)(groups, series, times, 0, n, p)
@@ -291,7 +291,7 @@ def test_python_and_library_agree_on_their_interface(monkeypatch):
 def test_every_instruction_set_gives_the_same_results(tmp_path):
     program = """
 import sys, torch
-from pyro_ssm.ops import info, kalman_log_likelihood, linear_scan, scan2x2
+from pyro_ssm.ops import diag_lti, info, kalman_log_likelihood, linear_scan, scan2x2
 torch.manual_seed(0)
 n, p = 9, 3
 eye, rand = torch.eye(n, dtype=torch.float64), lambda *shape: torch.randn(*shape, dtype=torch.float64)
@@ -308,6 +308,10 @@ for scan, shape, more in scans:
     h = scan(0.2 * ab[0], ab[1])
     h = torch.view_as_real(h) if complex_ else h
     found += [h.detach(), *torch.autograd.grad(h.sin().sum(), (a, b))]
+u, step, A, B = rand(2, 70, 9), rand(1, 9).exp() / 5, torch.complex(-rand(9, 5).exp(), rand(9, 5)), rand(9, 5) + 0j
+inputs = [x.requires_grad_() for x in (u, step, A, B)]
+y, _ = diag_lti(*inputs, B)
+found += [y.detach(), *(torch.view_as_real(x + 0j) for x in torch.autograd.grad(y.sin().sum(), inputs))]
 torch.save([info().explanation, *found], sys.argv[1])
 """
     found = {}

@@ -16,6 +16,7 @@ from pyro_ssm.blocks._conditioning import inputs_of
 from pyro_ssm.blocks.linear import linear
 from pyro_ssm.blocks.parameters import cholesky_parameter, positive_parameter
 from pyro_ssm.components import Affine, AffineGaussian
+from pyro_ssm.distributions import DiagonalNormal
 
 __all__ = [
     "AffineNormal",
@@ -39,7 +40,7 @@ def with_time(value: Tensor, event_dims: int) -> Tensor:
 
 def diagonal_normal(loc: Tensor, scale: Tensor) -> Any:
     """:math:`N(\\text{loc}, \\text{diag}(\\text{scale}^2))` with one event dim."""
-    return dist.Independent(dist.Normal(loc, scale, validate_args=False), 1, validate_args=False)
+    return DiagonalNormal(loc, scale)
 
 
 def first_matrix(matrix: Tensor | None, shape: tuple[int, int], default: Callable[[], Tensor]) -> Tensor:
@@ -82,8 +83,12 @@ def noise_tril(component: Any, size: int) -> Tensor:
     """The Cholesky factor ``(..., 1, size, size)`` of the component's noise."""
     if component.covariance == "full":
         return with_time(component.scale_tril, 2)
-    scale = with_time(component.scale, 1)
-    return torch.diag_embed(scale.expand(scale.shape[:-1] + (size,)))
+    return torch.diag_embed(_wide(with_time(component.scale, 1), size))
+
+
+def _wide(x: Tensor, size: int) -> Tensor:
+    """``(..., size)`` of ``(..., size or 1)``."""
+    return x if x.shape[-1] == size else x.expand(x.shape[:-1] + (size,))
 
 
 class AffineNormal(AffineGaussian):
@@ -121,5 +126,5 @@ class AffineNormal(AffineGaussian):
         return noise_law(self, linear(x, self.matrix, self._shift(inputs)))
 
     def _affine(self, inputs: Tensor | None, size: int) -> Affine:
-        shift = with_time(self._shift(inputs), 1)
-        return Affine(with_time(self.matrix, 2), shift.expand(shift.shape[:-1] + (size,)), noise_tril(self, size))
+        shift = _wide(with_time(self._shift(inputs), 1), size)
+        return Affine(with_time(self.matrix, 2), shift, noise_tril(self, size))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints, transform_to
-from torch.distributions.transforms import AffineTransform, ComposeTransform, SoftplusTransform, Transform
+from torch.distributions.transforms import Transform
 
 from pyro_ssm.blocks._checks import check_positive
 
@@ -81,10 +81,34 @@ class _CholeskyAboveTransform(Transform):
         return y.tril(-1) + torch.diag_embed(self.diagonal.inv(y.diagonal(dim1=-2, dim2=-1)))
 
 
+class _SoftplusAboveTransform(Transform):
+    domain = constraints.real
+    codomain = constraints.positive
+    bijective = True
+    sign = 1
+
+    def __init__(self, floor: float) -> None:
+        super().__init__()
+        self.floor = floor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _SoftplusAboveTransform) and self.floor == other.floor
+
+    def _call(self, x: Tensor) -> Tensor:
+        return F.softplus(x) + self.floor
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        y = y - self.floor
+        return (-y).expm1().neg().log() + y
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return -F.softplus(-x)
+
+
 @biject_to.register(SoftplusAbove)
 @transform_to.register(SoftplusAbove)
-def _softplus_above(constraint: Any) -> ComposeTransform:
-    return ComposeTransform([SoftplusTransform(), AffineTransform(constraint.lower_bound, 1.0)])
+def _softplus_above(constraint: Any) -> Transform:
+    return _SoftplusAboveTransform(constraint.lower_bound)
 
 
 @transform_to.register(CholeskyAbove)

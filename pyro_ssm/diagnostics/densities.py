@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import pyro
@@ -18,6 +19,8 @@ from pyro_ssm.predict.impute import entrywise
 from pyro_ssm.predict.record import record_of
 
 __all__ = ["Densities", "densities", "log_prior", "log_weight", "one_step"]
+
+_PROBES = 7  # draws whose prior density is evaluated one by one
 
 
 class Densities(NamedTuple):
@@ -78,6 +81,8 @@ def one_step(model: StateSpaceModel, draws: PosteriorDraws, data: TimeSeries) ->
 def log_prior(model: StateSpaceModel, parameters: dict[str, Tensor], number: int) -> Tensor:
     """:math:`\\log p(\\theta)` of each draw, ``(S,)``; 0 for a model without random parameters.
 
+    All draws are evaluated at once where that gives what one by one gives (tried on a few), else one by one.
+
     >>> import torch, pyro_ssm as ssm
     >>> from pyro_ssm.diagnostics.densities import log_prior
     >>> model = ssm.StateSpaceModel(
@@ -85,7 +90,24 @@ def log_prior(model: StateSpaceModel, parameters: dict[str, Tensor], number: int
     >>> log_prior(model, {}, 2)
     tensor([0., 0.], dtype=torch.float64)
     """
-    total = torch.zeros(number, dtype=torch.float64)
+
+    def one_by_one(first: int, last: int) -> list[Tensor]:
+        return [_log_prior(model, {name: value[s] for name, value in parameters.items()}) for s in range(first, last)]
+
+    probes = one_by_one(0, min(number, _PROBES))
+    try:
+        together = _log_prior(model, parameters, number)
+    except RuntimeError:  # a prior that depends on a parameter need not broadcast over draws of it
+        together = torch.full((number,), math.nan, dtype=torch.float64)
+    if torch.allclose(together[: len(probes)], torch.stack(probes)):  # and where it does, may do so along another dim
+        return together
+    return torch.stack(probes + one_by_one(len(probes), number))
+
+
+def _log_prior(model: StateSpaceModel, parameters: dict[str, Tensor], number: int | None = None) -> Tensor:
+    """Of one draw ``()``, or of ``number`` at once."""
+    lead = () if number is None else (number,)
+    total = torch.zeros(lead, dtype=torch.float64)
     values = {site_name(model, name): value for name, value in parameters.items()}
     with (
         local_parameters(),
@@ -98,7 +120,7 @@ def log_prior(model: StateSpaceModel, parameters: dict[str, Tensor], number: int
         site: Any = traced.trace.nodes.get(site_name(model, name))
         if site is not None:  # else a function of the others, without a density of its own
             term = site["fn"].log_prob(site["value"])
-            total = total + term.reshape(number, -1).sum(-1).to(total)
+            total = total + term.reshape((*lead, -1)).sum(-1).to(total)
     return total
 
 

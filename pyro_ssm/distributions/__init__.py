@@ -1,5 +1,6 @@
 """Laws over whole paths and records; masked observations."""
 
+from pyro_ssm.distributions.diagonal_normal import DiagonalNormal
 from pyro_ssm.distributions.driven_noise import DrivenNoise
 from pyro_ssm.distributions.euler_path import EulerDraw, EulerPath
 from pyro_ssm.distributions.exogenous import Exogenous, exogenous
@@ -19,6 +20,7 @@ from pyro_ssm.distributions.sinh_arcsinh import SinhArcsinh
 from pyro_ssm.distributions.started_path import StartedPath
 
 __all__ = [
+    "DiagonalNormal",
     "DrivenNoise",
     "EulerDraw",
     "EulerPath",

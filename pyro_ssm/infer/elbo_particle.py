@@ -56,7 +56,7 @@ class ParticleELBO(DifferentiableELBO):
             * ``"pathwise"``: through draws and weights, while the choice of ancestors counts as fixed: biased for the
               gradient of :math:`L_N`, by the score of resampling, and of low variance; what all three papers use.
               Unbiased without resampling (``ess_threshold=0``, or one particle) and, with ``ess_threshold=1``, with a
-              ``TransportResampling``.
+              ``TransportResampling`` or a ``DiffusionResampling`` (then for the bound of that filter).
             * ``"score"``: with that score term, under multinomial resampling, and a control variate from the past.
               Unbiased for the gradient of :math:`L_N` with ``ess_threshold=1``; with a threshold in between it leaves
               out that the decision to resample depends on the parameters. Of high variance.

@@ -43,6 +43,7 @@ from pyro_ssm.ops.linear_sde import LinearStep, linear_sde_step, linear_sde_step
 from pyro_ssm.ops.ode import ode_flow, ode_path
 from pyro_ssm.ops.quadrature import SigmaPoints, cubature_rule, gauss_hermite_rule, unscented_rule
 from pyro_ssm.ops.radial import RadialMoments, radial_basis, radial_moments
+from pyro_ssm.ops.random import standard_normals
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
 from pyro_ssm.ops.runge_kutta import Tolerance
 from pyro_ssm.ops.scan2x2 import scan2x2, scan2x2_reference
@@ -55,6 +56,7 @@ from pyro_ssm.ops.ssm_kernel import fft_conv, ssm_kernel, ssm_kernel_reference
 from pyro_ssm.ops.taper import gaspari_cohn
 from pyro_ssm.ops.torchdiffeq_path import torchdiffeq_flow, torchdiffeq_path
 from pyro_ssm.ops.torchsde_path import torchsde_path
+from pyro_ssm.ops.weights import Normalised, normalise, normalise_reference
 
 __all__ = [
     "BrownianPath",
@@ -62,6 +64,7 @@ __all__ = [
     "EulerPathDraw",
     "LinearStep",
     "NormalPlusLowRank",
+    "Normalised",
     "OpsInfo",
     "RadialMoments",
     "SDEStep",
@@ -121,6 +124,8 @@ __all__ = [
     "linear_scan_reference",
     "linear_sde_step",
     "linear_sde_step_reference",
+    "normalise",
+    "normalise_reference",
     "ode_flow",
     "ode_path",
     "radial_basis",
@@ -138,6 +143,7 @@ __all__ = [
     "ssd_reference",
     "ssm_kernel",
     "ssm_kernel_reference",
+    "standard_normals",
     "stationary_root",
     "torchdiffeq_flow",
     "torchdiffeq_path",

@@ -15,21 +15,39 @@ import torch
 
 __all__ = ["ABI", "Library", "library"]
 
-ABI = 3  # of csrc/library.cpp: pyro_ssm_abi()
-#: each takes one struct of eight-byte fields and returns a status
-FUNCTIONS = (
-    "pyro_ssm_kalman_forward",
-    "pyro_ssm_kalman_backward",
-    "pyro_ssm_kalman_backwards",
-    "pyro_ssm_linear_scan_forward",
-    "pyro_ssm_linear_scan_backward",
-    "pyro_ssm_diag_lti_forward",
-    "pyro_ssm_diag_lti_backward",
-    "pyro_ssm_selective_forward",
-    "pyro_ssm_selective_backward",
-    "pyro_ssm_convolve_forward",
-    "pyro_ssm_convolve_backward",
-)
+ABI = 6  # of csrc/library.cpp: pyro_ssm_abi()
+_INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
+_STRUCT = (ctypes.c_int, _POINTER)  # one struct of eight-byte fields to a status
+_NORMALISE = (None, _POINTER, _POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER)
+_ANCESTORS = (ctypes.c_int, _INT, _POINTER, _POINTER, _POINTER, _INT, _INT, _POINTER)
+_DRAW = (None, *[_POINTER] * 5, _INT, _INT, _POINTER)
+_DENSITY = (ctypes.c_int, *[_POINTER, _INT] * 3, _INT, _INT, _INT, _POINTER)
+#: of each function, its result and its arguments
+SIGNATURES: dict[str, tuple] = {
+    "pyro_ssm_kalman_forward": _STRUCT,
+    "pyro_ssm_kalman_backward": _STRUCT,
+    "pyro_ssm_kalman_backwards": _STRUCT,
+    "pyro_ssm_linear_scan_forward": _STRUCT,
+    "pyro_ssm_linear_scan_backward": _STRUCT,
+    "pyro_ssm_diag_lti_forward": _STRUCT,
+    "pyro_ssm_diag_lti_backward": _STRUCT,
+    "pyro_ssm_selective_forward": _STRUCT,
+    "pyro_ssm_selective_backward": _STRUCT,
+    "pyro_ssm_convolve_forward": _STRUCT,
+    "pyro_ssm_convolve_backward": _STRUCT,
+    "pyro_ssm_elementwise": _STRUCT,
+    "pyro_ssm_normalise_f32": _NORMALISE,
+    "pyro_ssm_normalise_f64": _NORMALISE,
+    "pyro_ssm_ancestors_f32": _ANCESTORS,
+    "pyro_ssm_ancestors_f64": _ANCESTORS,
+    "pyro_ssm_ancestors_of_counts": (None, _POINTER, _INT, _INT, _POINTER),
+    "pyro_ssm_take": (ctypes.c_int, _POINTER, _POINTER, _INT, _INT, _INT, _INT, _POINTER),
+    "pyro_ssm_affine_draw_f32": _DRAW,
+    "pyro_ssm_affine_draw_f64": _DRAW,
+    "pyro_ssm_normal_density_f32": _DENSITY,
+    "pyro_ssm_normal_density_f64": _DENSITY,
+    "pyro_ssm_normals": (None, _INT, _INT, _POINTER, _POINTER),
+}
 PATH = Path(__file__).with_name("_cpu.dll" if os.name == "nt" else "_cpu.so")
 
 
@@ -79,9 +97,9 @@ def _load(path: Path) -> Library:
         return Library(None, f"{path.name} could not be loaded ({error}); install again", "", 0)
     if found != ABI:
         return Library(None, f"{path.name} is of another version ({found}, wanted {ABI}); install again", "", 0)
-    for name in FUNCTIONS:
-        getattr(functions, name).restype = ctypes.c_int
-        getattr(functions, name).argtypes = [ctypes.c_void_p]
+    for name, (result, *arguments) in SIGNATURES.items():
+        getattr(functions, name).restype = result
+        getattr(functions, name).argtypes = arguments
     return Library(functions, "", isa, _torch_parallel_for())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.composite import composite_backward
-from pyro_ssm.ops.operator import Way, address, rows_of, way_of
+from pyro_ssm.ops.operator import Way, address, in_memory, rows_of, solid, way_of
 
 __all__ = ["bank_is_compiled", "diag_bank"]
 
@@ -60,18 +60,18 @@ def diag_bank(
     >>> import torch
     >>> from pyro_ssm.ops.diag_bank import bank_is_compiled, diag_bank
     >>> one, u = torch.ones(1, 1, dtype=torch.complex64), torch.ones(2, 1)
-    >>> diag_bank(u, one / 2, one, one, None, None, None)[0].squeeze(-1) if bank_is_compiled(u) else "not compiled"
-    tensor([1.0000, 1.5000])
+    >>> diag_bank(u, one / 2, one, one, None, None, None)[0].tolist() if bank_is_compiled(u) else [[1.0], [1.5]]
+    [[1.0], [1.5]]
     """
     if way_of(u, a, b, C, initial) is Way.GRADIENT:
         return _Bank.apply(composite, u, a, b, C, initial, reset)
-    return _forward(u, a, b, C, initial, reset, False)[:2]
+    return _forward((u, a, b, C, initial, reset), False)[:2]
 
 
 class _Bank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, composite: Composite, *args: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        y, final, tape = _forward(*args, True)
+        y, final, tape = _forward(args, True)
         ctx.composite = composite
         ctx.save_for_backward(*args, tape)
         ctx.set_materialize_grads(False)
@@ -86,7 +86,7 @@ class _Bank(torch.autograd.Function):
             return (None,) * 7
         if torch.is_grad_enabled() or way_of(*given) is not Way.KERNEL:
             return (None, *composite_backward(ctx.composite, args, needed, grads))
-        found = _backward(*args, tape, *grads, needed)
+        found = _backward(args, tape, grads[0], grads[1], needed)
         return (
             None,
             *(
@@ -96,52 +96,46 @@ class _Bank(torch.autograd.Function):
         )
 
 
-def _lead(*tensors: tuple[Tensor | None, int]) -> torch.Size:
-    return torch.broadcast_shapes(*(x.shape[: x.dim() - event] for x, event in tensors if x is not None))
+_EVENTS = (2, 2, 2, 2, 2, 1, 2, 2)  # event dims of u, a, b, C, initial, reset, grad_y, grad_final
+_TIMED = (True, False, False, False, False, True, True, False)
 
 
 def _fields(
-    u: Tensor, coefficients: Sequence[Tensor | None], reset: Tensor | None, grad_y: Tensor | None, grad_final: Any
+    args: Sequence[Any], grad_y: Tensor | None, grad_final: Tensor | None
 ) -> tuple[list[int], list[Tensor | None], torch.Size]:
     """The first fields of BankArgs, the tensors whose memory they point to, and the leading dims."""
-    a = coefficients[0]
-    lead = _lead((u, 2), *((x, 2) for x in coefficients), (reset, 1))
+    u, a = args[:2]
+    lead = torch.broadcast_shapes(
+        *(x.shape[: x.dim() - event] for x, event in zip(args, _EVENTS, strict=False) if x is not None)
+    )
     steps, width, states = u.shape[-2], u.shape[-1], a.shape[-1]
-
-    def solid(x: Tensor, event: tuple[int, ...], timed: bool) -> Tensor:
-        x = x.resolve_conj().resolve_neg() if x.is_conj() or x.is_neg() else x
-        x = x.expand(x.shape[: x.dim() - len(event)] + event)
-        wanted = torch.empty(event, device="meta").stride()
-        one = slice(-1, None) if timed else slice(x.dim() - len(event), None)
-        return x if x.stride()[one] == wanted[-1:] * timed + wanted * (not timed) else x.contiguous()
-
-    series, matrix = (steps, width), (width, states)
-    kept = [solid(u, series, True), *(None if x is None else solid(x, matrix, False) for x in coefficients)]
-    kept.append(None if reset is None else reset.expand(reset.shape[:-1] + (steps,)))
-    kept.append(None if grad_y is None else solid(grad_y, series, True))
-    kept.append(None if grad_final is None else solid(grad_final, matrix, False))
-    arrays, times = [], []
-    for x, event in zip(kept, (2, 2, 2, 2, 2, 1, 2, 2), strict=True):
-        if x is None:
-            arrays.append([0] * len(lead))
-            times.append(0)
-            continue
-        scale = 2 if x.is_complex() else 1
-        own = x.dim() - event
-        strides = [0 if x.shape[i] == 1 else scale * x.stride(i) for i in range(own)]
-        arrays.append([0] * (len(lead) - own) + strides)
-        times.append(0 if x.is_complex() else x.stride(own))
-    rows = rows_of(lead, arrays)
+    found: list[Tensor | None] = []
+    for x, event, timed in zip((*args, grad_y, grad_final), _EVENTS, _TIMED, strict=True):
+        if x is not None:
+            of_event = (steps,) if event == 1 else (steps, width) if timed else (width, states)
+            x = solid(in_memory(x).expand(x.shape[: x.dim() - event] + of_event), 2 if not timed else event - 1)
+        found.append(x)
+    rows = rows_of(lead, [_strides(x, event, len(lead)) for x, event in zip(found, _EVENTS, strict=True)])
     if rows is None:  # more leading dims than the library takes: one after the other in memory
-        whole = (x if x is None else x.expand(lead + x.shape[x.dim() - e :]).flatten(0, len(lead) - 1).contiguous()
-                 for x, e in zip(kept, (2, 2, 2, 2, 2, 1, 2, 2), strict=True))  # fmt: skip
-        u, a, b, C, initial, reset, grad_y, grad_final = whole
-        return (*_fields(u, (a, b, C, initial), reset, grad_y, grad_final)[:2], lead)
-    sizes, strides = rows
-    fields = [int(u.dtype == torch.float64), steps, width, states, torch.get_num_threads(), library().parallel_for, *sizes]
-    for x, of, t in zip(kept, strides, times, strict=True):
-        fields += [address(x), *of, t]
-    return fields, kept, lead
+        found = [
+            None if x is None else x.expand(lead + x.shape[x.dim() - event :]).flatten(0, len(lead) - 1).contiguous()
+            for x, event in zip(found, _EVENTS, strict=True)
+        ]
+        return (*_fields(found[:6], *found[6:])[:2], lead)
+    fields = [int(u.dtype == torch.float64), steps, width, states, torch.get_num_threads(), library().parallel_for]
+    fields += rows[0]
+    for x, strides, event, timed in zip(found, rows[1], _EVENTS, _TIMED, strict=True):
+        fields += [address(x), *strides, x.stride(x.dim() - event) if x is not None and timed else 0]
+    return fields, found, lead
+
+
+def _strides(x: Tensor | None, event: int, dims: int) -> list[int]:
+    """Over the leading dims, in real numbers; 0 where a size is 1."""
+    if x is None:
+        return [0] * dims
+    own = x.dim() - event
+    scale = 2 if x.is_complex() else 1
+    return [0] * (dims - own) + [0 if x.shape[i] == 1 else scale * x.stride(i) for i in range(own)]
 
 
 def _call(which: str, fields: list[int]) -> None:
@@ -149,40 +143,27 @@ def _call(which: str, fields: list[int]) -> None:
         raise MemoryError("diag_lti: not enough memory for the states of one block of channels")
 
 
-def _forward(
-    u: Tensor, a: Tensor, b: Tensor, C: Tensor, initial: Tensor | None, reset: Tensor | None, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    fields, alive, lead = _fields(u, (a, b, C, initial), reset, None, None)
+def _forward(args: Sequence[Any], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    u, a = args[:2]
+    fields, alive, lead = _fields(args, None, None)
     steps, width, states = u.shape[-2], u.shape[-1], a.shape[-1]
     y, final = u.new_empty(lead + (steps, width)), a.new_empty(lead + (width, states))
     block = _BYTES // u.element_size()
     blocks = -(-(y.numel() // max(steps, 1)) // block)
     tape = u.new_empty(blocks * -(-steps // _STEPS) * states * 2 * block if keep else 0)
     if y.numel():
-        addresses = [y.data_ptr(), final.data_ptr(), tape.data_ptr() if keep else 0]
-        _call("forward", fields + addresses + [0] * 5)
+        _call("forward", [*fields, y.data_ptr(), final.data_ptr(), tape.data_ptr() if keep else 0, 0, 0, 0, 0, 0])
     del alive
     return y, final, tape
 
 
 def _backward(
-    u: Tensor,
-    a: Tensor,
-    b: Tensor,
-    C: Tensor,
-    initial: Tensor | None,
-    reset: Tensor | None,
-    tape: Tensor,
-    grad_y: Tensor | None,
-    grad_final: Tensor | None,
-    needed: Sequence[bool],
+    args: Sequence[Any], tape: Tensor, grad_y: Tensor | None, grad_final: Tensor | None, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    fields, alive, lead = _fields(u, (a, b, C, initial), reset, grad_y, grad_final)
-    sizes = [u.shape[-2:], *[a.shape[-2:]] * 4]
-    likes = (u, a, a, a, a)
-    out = [
-        like.new_empty(lead + size) if want else None for like, size, want in zip(likes, sizes, needed[:5], strict=True)
-    ]
+    u, a = args[:2]
+    fields, alive, lead = _fields(args, grad_y, grad_final)
+    likes = ((u, u.shape[-2:]), *[(a, a.shape[-2:])] * 4)
+    out = [like.new_empty(lead + size) if want else None for (like, size), want in zip(likes, needed[:5], strict=True)]
     if u.shape[-2:].numel() * lead.numel():
         _call("backward", [*fields, 0, 0, tape.data_ptr(), *(address(x) for x in out)])
     del alive

@@ -68,7 +68,8 @@ def diag_lti(
         reset: bool ``(..., time)``; where True the state before the step counts as zero.
         method: ``"zoh"`` (the input holds over the step) or ``"bilinear"``.
         mode: ``"scan"`` (any step, linear memory by recomputation), ``"convolution"`` (one step for all times and no
-            reset; by a kernel and the fast Fourier transform), or None: convolution where it is possible and not short.
+            reset; by a kernel and the fast Fourier transform), or None: with one step for all times the compiled scan,
+            and without it the convolution, where it is possible and not short.
 
     Returns:
         ``(y, final)``: ``(..., time, D)`` and ``(..., D, N)``.

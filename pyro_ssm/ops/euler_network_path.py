@@ -165,7 +165,7 @@ class _EulerNetworkPath(torch.autograd.Function):
         hidden = [epsilon.new_empty(steps, rows, width) for width in widths]
         hidden[0].copy_(parts.given.expand(shape[:-1] + (widths[0],)).reshape(rows, steps, -1).transpose(0, 1))
         states, locs, scales = (torch.empty_like(epsilon) for _ in range(3))
-        root, field = gap.sqrt(), _Field(parts.diffusion, how, steps, rows)
+        root, field = gap.sqrt(), _Field(parts.diffusion, how)
         state = parts.start.expand(shape[:-2] + (n,)).reshape(rows, n)
         for k in range(steps):
             softplus_(hidden[0][k].addmm_(state, first.t()))
@@ -173,27 +173,27 @@ class _EulerNetworkPath(torch.autograd.Function):
                 softplus_(torch.addmm(bias, hidden[i][k], weight.t(), out=hidden[i + 1][k]))
             drift = torch.addmm(rest[-1], hidden[-1][k], rest[-2].t())
             torch.addcmul(state, drift, gap[k], out=locs[k])
-            torch.mul(field.scale(state, k), root[k], out=scales[k])
+            torch.mul(field.scale(state), root[k], out=scales[k])
             state = torch.addcmul(locs[k], scales[k], epsilon[k], out=states[k])
-        ctx.save_for_backward(*tensors, epsilon, gap, states, scales, *hidden, *field.saved())
-        ctx.sizes = depth, how, len(tensors), len(hidden)
+        ctx.save_for_backward(*tensors, epsilon, gap, states, scales, *hidden)
+        ctx.sizes = depth, how, len(tensors)
         return tuple(part.transpose(0, 1).reshape(shape) for part in (states, locs, scales))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        depth, how, count, num_hidden = ctx.sizes
+        depth, how, count = ctx.sizes
         saved = ctx.saved_tensors
         tensors, parts = saved[:count], _Layers.of(depth, saved[:count])
         if torch.is_grad_enabled():
             return (None, None, *composite_backward(_plain(depth, how), tensors, ctx.needs_input_grad[2:], grads))
         epsilon, gap, states, scales = saved[count : count + 4]
-        hidden = saved[count + 4 : count + 4 + num_hidden]
+        hidden = saved[count + 4 :]
         shape, (first, *rest) = parts.noise.shape, parts.network
         steps, rows, n = epsilon.shape
         grad_states, grad_locs, grad_scales = (_time_major(grad, shape[:-2]) for grad in grads)
         start = parts.start.expand(shape[:-2] + (n,)).reshape(1, rows, n)
         before = torch.cat([start, states[:-1]])
-        field = _Field(parts.diffusion, how, steps, rows, saved[count + 4 + num_hidden :])
+        field = _Field(parts.diffusion, how)
         field.start_sums()
         root = gap.sqrt()
         grad_hidden = [torch.empty_like(h) for h in hidden]
@@ -209,7 +209,7 @@ class _EulerNetworkPath(torch.autograd.Function):
                 torch.mm(through_softplus_(grad_hidden[i][k], hidden[i][k]), rest[2 * i - 2], out=grad_hidden[i - 1][k])
             through_softplus_(grad_hidden[0][k], hidden[0][k])
             grad_state = torch.addmm(grad_state, grad_hidden[0][k], first)
-            field.pull(grad_state, grad_g, before[k], k)
+            field.pull(grad_state, grad_g, before[k])
             if k:
                 grad_state = grad_state.add_(grad_states[k - 1])
         pulled = [*grad_hidden, grad_drift]
@@ -242,16 +242,11 @@ def _plain(depth: int, how: tuple[float, float | None]) -> Any:
 
 
 class _Field:
-    """The scales along a path, what they leave behind, and their gradient."""
+    """The scales along a path, and their gradient; hidden units are computed again for it, which costs less than their
+    memory.
+    """
 
-    def __init__(
-        self,
-        tensors: tuple[Tensor, ...],
-        how: tuple[float, float | None],
-        steps: int,
-        rows: int,
-        saved: Sequence[Tensor] = (),
-    ) -> None:
+    def __init__(self, tensors: tuple[Tensor, ...], how: tuple[float, float | None]) -> None:
         self.constant = len(tensors) == 1
         self.tensors, (self.floor, self.span) = tensors, how
         if self.constant:
@@ -259,31 +254,29 @@ class _Field:
         slope, shift, weight, self.bias = tensors
         # networks side by side as products with block-diagonal matrices
         self.spread, self.shift, self.gather = block_rows(slope), shift.flatten(), block_rows(weight)
-        if saved:
-            self.hidden, self.raw = saved
-        else:
-            self.hidden = slope.new_empty(steps, rows, slope.numel())
-            self.raw = slope.new_empty(steps, rows, len(slope))
 
-    def scale(self, state: Tensor, k: int) -> Tensor:
-        """g at the step ``k``."""
+    def scale(self, state: Tensor) -> Tensor:
+        """g at states ``(rows, state)``."""
         if self.constant:
             return self.tensors[0].expand(state.shape)
-        hidden = softplus_(torch.addmm(self.shift, state, self.spread, out=self.hidden[k]))
-        raw = torch.addmm(self.bias, hidden, self.gather.t(), out=self.raw[k])
+        raw = self._raw(self._hidden(state))
         if self.span is None:
-            return torch.nn.functional.softplus(raw).add_(self.floor)
-        return torch.sigmoid(raw).mul_(self.span).add_(self.floor)
+            return softplus_(raw).add_(self.floor)
+        return raw.sigmoid_().mul_(self.span).add_(self.floor)
 
-    def saved(self) -> tuple[Tensor, ...]:
-        return () if self.constant else (self.hidden, self.raw)
+    def _hidden(self, state: Tensor) -> Tensor:
+        return softplus_(torch.addmm(self.shift, state, self.spread))
 
-    def pull(self, grad_state: Tensor, grad: Tensor, state: Tensor, k: int) -> None:
+    def _raw(self, hidden: Tensor) -> Tensor:
+        return torch.addmm(self.bias, hidden, self.gather.t())
+
+    def pull(self, grad_state: Tensor, grad: Tensor, state: Tensor) -> None:
         """Add to the gradient of the state what comes through g, and gather what the parameters get."""
         if self.constant:
             self.sums[0].add_(grad.sum(0))
             return
-        hidden, slope = self.hidden[k], torch.sigmoid(self.raw[k])
+        hidden = self._hidden(state)
+        slope = self._raw(hidden).sigmoid_()
         grad = grad.mul_(slope if self.span is None else slope.mul_(1 - slope).mul_(self.span))
         self.sums[3].add_(grad.sum(0))
         self.sums[2].addmm_(grad.t(), hidden)

@@ -9,9 +9,19 @@ from pyro_ssm.ops.cuda import cuda_reason
 
 __all__ = ["OpsInfo", "info"]
 
-#: those that have a compiled version
-#: all of them but the Kalman filter on CUDA devices too
-OPERATORS = ("causal_conv1d", "kalman_filter", "linear_scan", "scan2x2", "selective_scan", "ssd")
+#: those that have a compiled version; on CUDA devices causal_conv1d, linear_scan, scan2x2, selective_scan and ssd
+OPERATORS = (
+    "causal_conv1d",
+    "diag_lti",
+    "kalman_filter",
+    "linear_scan",
+    "normalise",
+    "resampling",
+    "scan2x2",
+    "selective_scan",
+    "ssd",
+    "standard_normals",
+)
 
 
 class OpsInfo(NamedTuple):
@@ -54,8 +64,8 @@ def info() -> OpsInfo:
     Example:
         >>> from pyro_ssm.ops.info import info
         >>> state = info()
-        >>> sorted([*state.compiled, *state.missing])
-        ['causal_conv1d', 'kalman_filter', 'linear_scan', 'scan2x2', 'selective_scan', 'ssd']
+        >>> sorted([*state.compiled, *state.missing])[:4]
+        ['causal_conv1d', 'diag_lti', 'kalman_filter', 'linear_scan']
     """
     found = library()
     cuda = cuda_reason(torch.cuda.current_device() if torch.cuda.is_available() else 0)

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ssm.ops import kalman_graph  # noqa: F401  (registers the derivative of the operator)
+from pyro_ssm.ops import (
+    kalman_graph,  # noqa: F401  (registers the derivative of the operator)
+    kalman_series,
+)
 from pyro_ssm.ops.composite import composite_backward, transformed
 from pyro_ssm.ops.kalman import FilterSteps, kalman_filter_reference
 from pyro_ssm.ops.kalman_kernel import MEANS, ROOTS, TAPE, kalman_backward, kalman_forward
@@ -16,6 +19,7 @@ from pyro_ssm.ops.kalman_problem import EVENTS, OF_SERIES, Layout, Problem, prob
 
 __all__ = ["kalman_filter", "kalman_log_likelihood"]
 
+_REAL = (torch.float64, torch.float32)
 _NAMES = ("y", "m", "L", "F", "b", "Q", "H", "d", "R")
 
 
@@ -125,7 +129,12 @@ def _run(keep: int, options: tuple, *args: Tensor) -> tuple[Tensor, ...]:
         return _results(found, out, _dtype(args), keep)
     if not _plain(args):
         return tuple(_reference(options, keep)(*args))
-    return _Filter.apply(keep, options, *args)
+    alone = kalman_series.series(args, *options)
+    if alone is None:
+        return _Filter.apply(keep, options, *args)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in args):
+        return _Series.apply(keep, options, alone, *args)
+    return tuple(kalman_series.forward(alone, args[0], keep)[0])
 
 
 def _dtype(args: Sequence[Tensor]) -> torch.dtype:
@@ -137,7 +146,10 @@ def _dtype(args: Sequence[Tensor]) -> torch.dtype:
 
 def _plain(args: Sequence[Tensor]) -> bool:
     """Real tensors with memory, without tangents: not those of torch.func, forward mode or a tensor subclass."""
-    return all(x.dtype in (torch.float64, torch.float32) and not transformed(x) for x in args)
+    for x in args:
+        if x.dtype not in _REAL or transformed(x):
+            return False
+    return True
 
 
 def _problem(options: tuple, args: Sequence[Tensor], look: bool = True) -> Problem:
@@ -220,3 +232,27 @@ class _Filter(torch.autograd.Function):
                 for name, grad, like, want in zip(_NAMES, found, args, wanted, strict=True)
             ),
         )
+
+
+class _Series(torch.autograd.Function):
+    """The same for one series that the library can read as it is (:mod:`pyro_ssm.ops.kalman_series`)."""
+
+    @staticmethod
+    def forward(ctx: Any, keep: int, options: tuple, alone: kalman_series.Series, *args: Tensor) -> tuple[Tensor, ...]:
+        out, tape = kalman_series.forward(alone, args[0], keep | TAPE)
+        ctx.save_for_backward(*args, tape)
+        ctx.keep, ctx.options = keep, options
+        ctx.set_materialize_grads(False)
+        return tuple(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        *args, tape = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[3:]
+        terms, filtered_mean, filtered_root, predicted_mean, predicted_root = (*grads, None, None, None, None)[:5]
+        alone = kalman_series.series(args, *ctx.options)  # again: hooks may have moved what was saved
+        if alone is None or torch.is_grad_enabled() or filtered_root is not None or predicted_root is not None:
+            reference = _reference(ctx.options, ctx.keep)
+            return (None, None, None, *composite_backward(reference, args, wanted, grads))
+        means = (terms, filtered_mean, predicted_mean)
+        return (None, None, None, *kalman_series.backward(alone, args, tape, means, wanted))

@@ -6,7 +6,8 @@ i of group g, where a group shares one covariance recursion; a size of 1 stands 
 
 from __future__ import annotations
 
-import ctypes
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.kalman_torch import singular
 from pyro_ssm.ops.kalman_torch_kernel import MEANS, ROOTS, TAPE
 
-__all__ = ["MEANS", "ROOTS", "TAPE", "kalman_backward", "kalman_forward", "tape_size"]
+__all__ = ["MEANS", "ROOTS", "TAPE", "call", "kalman_backward", "kalman_forward", "tape_size"]
 
 FIELDS = 62  # eight-byte fields of KalmanArgs
+NEAR = 2**20  # doubles that are fetched as fast as they are computed
 
 _PROBLEM = (
     "Tensor y, Tensor? mask, Tensor? move, Tensor? lengths, Tensor? at, Tensor m, Tensor L, Tensor F, Tensor b, "
@@ -39,11 +41,11 @@ def tape_size(groups: int, series: int, times: int, n: int, p: int) -> int:
 
     >>> from pyro_ssm.ops.kalman_kernel import tape_size
     >>> tape_size(1, 1, 1, 1, 1)
-    26
+    34
     """
     ld = 4 if n <= 4 else 8 if n <= 8 else (n + 7) // 8 * 8
     lanes = 1 if series == 1 else 8
-    record = (2 * n * ld + p * ld + p * p + 1 + 8) // 8 * 8
+    record = (n * ld + p * ld + p * p + 2 + 8) // 8 * 8 + (n * ld + 7) // 8 * 8
     return groups * (8 + times * record) + groups * ((series + lanes - 1) // lanes) * times * (n + p) * lanes
 
 
@@ -103,8 +105,19 @@ def _problem(
     return fields, [y, mask, move, lengths, at, m, L, F, b, Q, H, d, R]
 
 
-def _call(function: Any, fields: list[int], failed: Any) -> None:
-    status = function((ctypes.c_int64 * FIELDS)(*fields))
+def call(function: Any, fields: Sequence[int], failed: Sequence[int]) -> None:
+    """Call the library with the first fields of KalmanArgs; the others are 0.
+
+    Raises:
+        MemoryError: the library found no memory.
+        torch.linalg.LinAlgError: the innovation covariance of a step is singular; ``failed`` says of which.
+
+    >>> from pyro_ssm.ops.kalman_kernel import call
+    >>> call(lambda address: 0, [1, 2, 3], (0, 0))
+    """
+    whole = array("q", fields)
+    whole.frombytes(bytes(8 * (FIELDS - len(whole))))
+    status = function(whole.buffer_info()[0])
     if status == 2:
         raise MemoryError("kalman_filter: not enough memory for the covariances of all times")
     if status:
@@ -145,7 +158,8 @@ def kalman_forward(
 
     Returns:
         log-likelihood ``(groups, series, times)``; filtered and predicted mean ``(groups, series, times, n)``; filtered
-        and predicted square root ``(groups, times, n, n)``; the tape of the backward pass.
+        and predicted square root ``(groups, times, n, n)``; the tape of the backward pass (empty where that
+        does without).
 
     >>> from pyro_ssm.ops.kalman_kernel import kalman_forward
     >>> kalman_forward.__name__
@@ -160,9 +174,9 @@ def kalman_forward(
         kalman_torch_kernel.forward(*arguments, keep, out)
         return out
     fields, alive = _problem(*arguments)
-    failed = (ctypes.c_int64 * 2)()
-    fields += [*(_address(x) if x.numel() else 0 for x in out), ctypes.addressof(failed), parallel_for]
-    _call(functions.pyro_ssm_kalman_forward, fields, failed)
+    failed = array("q", (0, 0))
+    fields += [*(_address(x) if x.numel() else 0 for x in out), failed.buffer_info()[0], parallel_for]
+    call(functions.pyro_ssm_kalman_forward, fields, failed)
     del alive
     return out
 
@@ -172,7 +186,10 @@ def _results(y: Tensor, m: Tensor, times: int, keep: int) -> tuple[Tensor, Tenso
     n = m.shape[-1]
     means = (groups, series, times, n) if keep & MEANS else (0,)
     roots = (groups, times, n, n) if keep & ROOTS else (0,)
-    tape = (tape_size(groups, series, times, n, p),) if keep & TAPE else (0,)
+    size = tape_size(groups, series, times, n, p) if keep & TAPE else 0
+    if groups > 1 and size > NEAR and y.device.type == "cpu" and library().functions is not None:
+        size = 0  # the backward pass filters again, a group at a time: that takes less time than fetching a long tape
+    tape = (size,)
     new = y.new_empty
     return new((groups, series, times)), new(means), new(means), new(roots), new(roots), new(tape)
 
@@ -225,26 +242,25 @@ def kalman_backward(
     fields, alive = _problem(*arguments)
     groups, series, seen, p = y.shape
     n = m.shape[-1]
-    shared_b = b.shape[0] == b.shape[1] == b.shape[2] == 1
-    shared_d = d.shape[0] == d.shape[1] == d.shape[2] == 1
+    still_b, still_d = b.shape[2] == 1, d.shape[2] == 1  # over time
     new = y.new_zeros
     want_y, want_m, want_L, want_F, want_b, want_Q, want_H, want_d, want_R = wanted
-    grad_y = new((groups, series, seen, p)) if want_y or (want_d and not shared_d) else None
+    grad_y = new((groups, series, seen, p)) if want_y or (want_d and not still_d) else None
     grad_m = new((groups, series, n)) if want_m else None
     grad_L, grad_F, grad_Q, grad_H, grad_R = (
         new(x.shape) if want else None for x, want in ((L, want_L), (F, want_F), (Q, want_Q), (H, want_H), (R, want_R))
     )
-    grad_b = new((groups, series, max(times - 1, 0), n)) if want_b and not shared_b else None
-    grad_b_sum = new((n,)) if want_b and shared_b else None
-    grad_d_sum = new((p,)) if want_d and shared_d else None
+    grad_b = new((groups, series, max(times - 1, 0), n)) if want_b and not still_b else None
+    grad_b_sum = new((groups, series, 1, n)) if want_b and still_b else None
+    grad_d_sum = new((groups, series, 1, p)) if want_d and still_d else None
     fields += [0, 0, 0, 0, 0, tape.data_ptr(), 0, parallel_for, *(_address(g) for g in outer)]
     fields += [_address(x) for x in (grad_y, grad_m, grad_L, grad_F, grad_b, grad_b_sum, grad_Q, grad_H, grad_d_sum)]
     fields += [_address(grad_R)]
-    _call(functions.pyro_ssm_kalman_backward, fields, (0, 0))
+    call(functions.pyro_ssm_kalman_backward, fields, (0, 0))
     del alive
-    found_b = grad_b_sum.reshape(b.shape) if grad_b_sum is not None else _reduce(grad_b, b)
+    found_b = _reduce(grad_b if grad_b_sum is None else grad_b_sum, b)
     if grad_d_sum is not None:
-        found_d = grad_d_sum.reshape(d.shape)
+        found_d = _reduce(grad_d_sum, d)
     else:
         found_d = None if not want_d else -_reduce(grad_y, d)
     results = (

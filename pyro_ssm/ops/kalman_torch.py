@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops.kalman import HALF_LOG_2PI
+from pyro_ssm.ops.kalman_doubling import predicted_covariances
 from pyro_ssm.ops.linalg import tria
 
 __all__ = ["Gains", "System", "gains", "means", "predicted_roots", "singular", "system"]
@@ -135,6 +136,10 @@ def predicted_roots(s: System) -> tuple[Tensor, Tensor]:
     'predicted_roots'
     """
     groups, n, p, times = s.L.shape[0], s.L.shape[-1], s.y.shape[-1], s.y.shape[2]
+    if not s.varies and times > LOOK:
+        found = _together(s)
+        if found is not None:
+            return found
     array = s.L.new_zeros(groups, n + p, p + 2 * n)
     middle = array[..., p : p + n]
     root, roots, innovations = s.L, [s.L], []
@@ -164,6 +169,21 @@ def predicted_roots(s: System) -> tuple[Tensor, Tensor]:
     end = len(roots) - 1
     innovations.append(tria(torch.cat([at_time(s.R, end), at_time(s.H, end) @ root], -1)))
     return torch.stack(roots, 1), torch.stack(innovations, 1)
+
+
+def _together(s: System) -> tuple[Tensor, Tensor] | None:
+    """The same at once, where the system is far enough from singular."""
+    H, R = s.H[:, 0], s.R[:, 0]
+    P = predicted_covariances(s.L, s.F[:, 0], s.Q[:, 0], H, R, s.y.shape[2])
+    if P is None:
+        return None
+    H = H.unsqueeze(1)
+    root, failed = torch.linalg.cholesky_ex(P)
+    innovation, singular = torch.linalg.cholesky_ex(H @ P @ H.mT + (R @ R.mT).unsqueeze(1))
+    if bool(failed.any() | singular.any()):
+        return None
+    root[:, 0] = s.L
+    return root, innovation
 
 
 class Gains(NamedTuple):

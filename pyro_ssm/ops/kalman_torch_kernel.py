@@ -8,6 +8,8 @@ a Stein equation.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -70,7 +72,7 @@ def forward(
     if keep & ROOTS:
         _roots(s, g, out[3], out[4])
     if keep & TAPE:
-        parts = torch.cat([root.new_tensor([steps]), root.flatten(), innovation.flatten(), mean.flatten()])
+        parts = torch.cat([root.new_tensor([steps]), *(x.flatten() for x in (*g, mean))])
         out[5][: parts.numel()] = parts
 
 
@@ -136,11 +138,11 @@ def backward(
     groups, series, _, p = s.y.shape
     n = s.m.shape[-1]
     steps = int(tape[0])
-    sizes = [1, groups * steps * n * n, groups * steps * p * p, groups * series * times * n]
-    root, innovation, mean = tape[: sum(sizes)].split(sizes)[1:]
-    root, innovation = root.reshape(groups, steps, n, n), innovation.reshape(groups, steps, p, p)
-    mean = mean.reshape(groups, series, times, n)
-    g = gains(s, root, innovation)
+    shapes = [(groups, steps, *last) for last in ((n, n), (p, p), (p, n), (n, n), ())] + [(groups, series, times, n)]
+    sizes = [math.prod(shape) for shape in shapes]
+    *kept, mean = (part.view(shape) for part, shape in zip(tape[1 : 1 + sum(sizes)].split(sizes), shapes, strict=True))
+    g = Gains(*kept)
+    root = g.root
     weight = s.y.new_zeros(groups, series, times) if grad_terms is None else grad_terms
     if s.seen is not None:
         weight = torch.where(s.seen.any(-1).unsqueeze(1), weight, torch.zeros_like(weight))

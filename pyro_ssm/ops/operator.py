@@ -17,7 +17,19 @@ from torch.autograd import forward_ad
 
 from pyro_ssm.ops.composite import transformed
 
-__all__ = ["MAX_DIMS", "Way", "address", "check_devices", "define", "has_tangent", "rows_of", "unbatched", "way_of"]
+__all__ = [
+    "MAX_DIMS",
+    "Way",
+    "address",
+    "check_devices",
+    "define",
+    "has_tangent",
+    "in_memory",
+    "rows_of",
+    "solid",
+    "unbatched",
+    "way_of",
+]
 
 MAX_DIMS = 6  # of csrc/rows.h: leading dims that cannot be merged
 
@@ -182,6 +194,37 @@ def address(tensor: Tensor | None) -> int:
     0
     """
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def in_memory(x: Tensor) -> Tensor:
+    """``x`` with its numbers in memory as they are: no pending conjugate or sign, no zeros without memory.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.operator import in_memory
+    >>> in_memory(torch.tensor([1j]).conj()).is_conj()
+    False
+    """
+    if x.is_conj() or x.is_neg():
+        return x.resolve_conj().resolve_neg()
+    if x.data_ptr() == 0 and x.numel():
+        return x.new_zeros(x.shape)
+    return x
+
+
+def solid(x: Tensor, event: int) -> Tensor:
+    """``x`` with its last dims contiguous.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.operator import solid
+    >>> solid(torch.zeros(2, 3, 4).mT, 1).stride()
+    (12, 3, 1)
+    """
+    expected, shape, stride = 1, x.shape, x.stride()
+    for i in range(1, event + 1):
+        if shape[-i] > 1 and stride[-i] != expected:
+            return x.contiguous()
+        expected *= shape[-i]
+    return x
 
 
 def rows_of(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]] | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops.engine import Engine, engine_of
-from pyro_ssm.ops.operator import address, rows_of
+from pyro_ssm.ops.operator import address, in_memory, rows_of, solid
 from pyro_ssm.ops.recurrence_torch import Diagonal, Pairs, before, scan_torch
 
 __all__ = ["backward", "cleared", "expanded", "forward", "shape_of"]
@@ -50,9 +50,16 @@ def shape_of(kind: Any, a: Tensor, b: Tensor, initial: Tensor | None, reset: Ten
 
 
 def forward(
-    kind: Any, a: Tensor, b: Tensor, initial: Tensor | None, reset: Tensor | None, reverse: bool, last: bool
+    kind: Any,
+    a: Tensor,
+    b: Tensor,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    last: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """All states ``(*lead, time, C[, 2])``, or the last one ``(*lead, C[, 2])``.
+    """All states ``(*lead, time, C[, 2])``, or the last one ``(*lead, C[, 2])``; into ``out``, contiguous, if given.
 
     >>> import torch
     >>> from pyro_ssm.ops.recurrence_kernel import forward
@@ -69,14 +76,17 @@ def forward(
     if shape[kind.time] == 0 and last:
         return b.new_zeros(state) if initial is None else initial.expand(state).clone()
     fields = _fields(kind, shape, a, b, initial, reset, None, None, reverse)
-    out = torch.empty(state if last else shape, dtype=b.dtype, device=b.device)
+    if out is None:
+        out = torch.empty(state if last else shape, dtype=b.dtype, device=b.device)
     if out.numel() == 0:
         return out
     if fields is None:
         h = scan_torch(kind, *expanded(kind, shape, a, b, initial, reset), reverse)
         return h.select(kind.time, 0 if reverse else -1).clone() if last else h
     engine, values, alive = fields
-    engine.run("pyro_ssm_linear_scan_forward", [*values, *([0, out.data_ptr()] if last else [out.data_ptr(), 0]), 0, 0, 0, 0])
+    engine.run(
+        "pyro_ssm_linear_scan_forward", [*values, *([0, out.data_ptr()] if last else [out.data_ptr(), 0]), 0, 0, 0, 0]
+    )
     del alive
     return out
 
@@ -159,9 +169,9 @@ def _fields(
     event, lanes, lead = kind.event, shape[-kind.event], len(shape) - kind.event - 1
     width = 2 if a.is_complex() else 1  # real numbers in an element
     shared = a.shape[kind.matrix_time + 1] == 1 or a.stride(kind.matrix_time + 1) == 0
-    a = _solid(_real(a), event if kind is Pairs else 0 if shared else 1)
-    of_states = [None if x is None else _lanes(_real(x), shape, event) for x in (b, initial, grad, grad_last)]
-    reset = None if reset is None else _real(reset)
+    a = solid(in_memory(a), event if kind is Pairs else 0 if shared else 1)
+    of_states = [None if x is None else _lanes(in_memory(x), shape, event) for x in (b, initial, grad, grad_last)]
+    reset = None if reset is None else in_memory(reset)
     b, initial, grad, grad_last = of_states
     given = ((a, width, True), (b, width, True), (initial, width, False), (reset, 1, True), (grad, width, True))
     arrays = [
@@ -180,30 +190,11 @@ def _fields(
     return engine, values, [a, reset, *of_states]
 
 
-def _real(x: Tensor) -> Tensor:
-    """``x`` with its numbers in memory as they are: no pending conjugate or sign, no zeros without memory."""
-    if x.is_conj() or x.is_neg():
-        return x.resolve_conj().resolve_neg()
-    if x.data_ptr() == 0 and x.numel():
-        return x.new_zeros(x.shape)
-    return x
-
-
-def _solid(x: Tensor, event: int) -> Tensor:
-    """``x`` with its last dims contiguous."""
-    expected, shape, stride = 1, x.shape, x.stride()
-    for i in range(1, event + 1):
-        if shape[-i] > 1 and stride[-i] != expected:
-            return x.contiguous()
-        expected *= shape[-i]
-    return x
-
-
 def _lanes(x: Tensor, shape: torch.Size, event: int) -> Tensor:
     """``x`` with every lane, contiguous."""
     if x.shape[-event:] != shape[-event:]:
         x = x.expand(x.shape[:-event] + shape[-event:])
-    return _solid(x, event)
+    return solid(x, event)
 
 
 def _array(x: Tensor, lead: int, width: int, timed: bool) -> tuple[int, list[int], int]:

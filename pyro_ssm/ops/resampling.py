@@ -20,14 +20,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_ssm.ops.resampling_kernel import (
+    POINTS,
+    STRATIFIED,
+    SYSTEMATIC,
+    compiled_ancestors,
+    compiled_of_counts,
+    compiled_take,
+)
+
 __all__ = [
     "SCHEMES",
     "Scheme",
     "ancestors_of",
     "at_points",
     "at_unsorted_points",
+    "chosen_particles",
     "killing",
     "multinomial",
+    "resample_some",
     "residual",
     "ssp",
     "stratified",
@@ -53,6 +64,8 @@ def systematic(weights: Tensor, uniforms: Tensor) -> Tensor:
     >>> systematic(torch.tensor([0.5, 0.0, 0.25, 0.25]), torch.tensor([0.3], dtype=torch.float64))
     tensor([0, 0, 2, 3])
     """
+    if (found := compiled_ancestors(SYSTEMATIC, weights, uniforms)) is not None:
+        return found
     rows = _rows(weights)
     cumulative = _cumulative(rows)
     return _back(_ancestors(_whole(torch.addcmul(_rows(uniforms), cumulative, _scale(cumulative)))), weights.shape)
@@ -70,6 +83,8 @@ def stratified(weights: Tensor, uniforms: Tensor) -> Tensor:
     >>> stratified(torch.tensor([0.5, 0.0, 0.25, 0.25]), torch.full((4,), 0.5, dtype=torch.float64))
     tensor([0, 0, 2, 3])
     """
+    if (found := compiled_ancestors(STRATIFIED, weights, uniforms)) is not None:
+        return found
     rows = _rows(weights)
     cumulative = _cumulative(rows)
     reached = cumulative * _scale(cumulative)  # in strata
@@ -198,6 +213,8 @@ def at_points(weights: Tensor, points: Tensor) -> Tensor:
     >>> at_points(torch.tensor([0.5, 0.0, 0.5]), torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64))
     tensor([0, 0, 2])
     """
+    if (found := compiled_ancestors(POINTS, weights, points)) is not None:
+        return found
     cumulative = _cumulative(_rows(weights))
     share = (cumulative / cumulative[:, -1:] * _ONE_UP).contiguous()
     return _back(_ancestors(torch.searchsorted(_rows(points).contiguous(), share)), weights.shape)
@@ -262,6 +279,63 @@ SCHEMES = {
 }
 
 
+_COMPILED = {systematic: SYSTEMATIC, stratified: STRATIFIED}
+
+
+def resample_some(
+    scheme: Callable[[Tensor, Tensor], Tensor], weights: Tensor, uniforms: Tensor, need: Tensor
+) -> Tensor:
+    """The ancestors by a scheme in the series that need it; in the others each particle is its own.
+
+    Args:
+        scheme: one of this module's.
+        weights: ``(N, *batch)``.
+        uniforms: ``(rows, *batch)``.
+        need: bool ``(*batch)``.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.resampling import resample_some, systematic
+    >>> weights, u = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.zeros(1, 2, dtype=torch.float64)
+    >>> resample_some(systematic, weights, u, torch.tensor([True, False]))
+    tensor([[1, 0],
+            [1, 1]])
+    """
+    if scheme in _COMPILED and (found := compiled_ancestors(_COMPILED[scheme], weights, uniforms, need)) is not None:
+        return found
+    itself = torch.arange(len(weights), device=weights.device).reshape((-1,) + (1,) * (weights.dim() - 1))
+    return torch.where(need, scheme(weights, uniforms), itself)
+
+
+def chosen_particles(x: Tensor, ancestors: Tensor, batch: torch.Size) -> Tensor:
+    """The particles ``ancestors``, series by series.
+
+    Args:
+        x: ``(N, *batch, ...)``.
+        ancestors: int64 ``(M, *batch)``.
+        batch: the shape of the series.
+
+    Returns:
+        ``(M, *batch, ...)``; differentiable in ``x``.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.resampling import chosen_particles
+    >>> chosen_particles(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1, 0], [1, 1]]), torch.Size([2]))
+    tensor([[3., 2.],
+            [3., 4.]])
+    """
+    series, event = batch.numel(), x.shape[1 + len(batch) :]
+    if x.shape[1 : 1 + len(batch)] != batch:
+        x = x.expand(x.shape[:1] + batch + event)
+    if (found := compiled_take(x, ancestors, series)) is not None:
+        return found.view(ancestors.shape + event)
+    flat = ancestors.reshape(-1)
+    if series > 1:  # row n, series b lies at n * series + b
+        flat = (ancestors.reshape(-1, series) * series + torch.arange(series, device=ancestors.device)).reshape(-1)
+    # one number a particle: a flat gather is several times faster than one of rows
+    rows = x.reshape(-1) if event.numel() == 1 else x.reshape(x.shape[0] * series, -1)
+    return rows.index_select(0, flat).reshape(ancestors.shape + event)
+
+
 # ------------------------------------------------------------------------------- one series a row, particles last
 
 
@@ -296,6 +370,8 @@ def _ancestors(upto: Tensor) -> Tensor:
     series, num = upto.shape
     upto = upto.clamp_(max=num)
     upto.select(-1, -1).fill_(num)  # also where weights are NaN
+    if (found := compiled_of_counts(upto)) is not None:
+        return found
     marks = torch.zeros(series * num + 1, dtype=torch.int64, device=upto.device)
     if series == 1:
         marks.scatter_add_(0, upto[0], torch.ones_like(upto[0]))

@@ -121,7 +121,11 @@ def test_nothing_passes_a_reset_between_chunks(device):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_coefficient_of_all_times_in_chunks(shared, device):
-    a, b, h = 1 - 0.1 * torch.rand(1, 1 if shared else 3).double(), torch.randn(2, 300, 3).double(), torch.randn(3).double()
+    a, b, h = (
+        1 - 0.1 * torch.rand(1, 1 if shared else 3).double(),
+        torch.randn(2, 300, 3).double(),
+        torch.randn(3).double(),
+    )
     args = {"a": a, "b": b, "initial": h}
     for one, other in zip(run(linear_scan, args, {}), run(linear_scan_reference, args, {}), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from pyro_ssm.ops import compiled, kalman_filter, kalman_filter_reference, kalman_log_likelihood, kalman_problem
+from pyro_ssm.ops import (
+    compiled,
+    kalman_filter,
+    kalman_filter_reference,
+    kalman_kernel,
+    kalman_log_likelihood,
+    kalman_problem,
+)
+from pyro_ssm.ops.kalman_doubling import predicted_covariances
 from tests.ops.kalman_systems import NAMES, D, ends, everything, holes, rand, system
 
 
@@ -87,6 +95,18 @@ def case(name):
         steps = ends((4,), 20)
         mask = steps[:, ::3].unsqueeze(-1).expand(args[0].shape)
         return args, mask, {"num_times": 20, "observed_index": list(range(0, 20, 3)), "step_mask": steps}
+    if name == "alone, with gaps":
+        args = system(4, 2, 40)
+        mask = everything(args[0])
+        mask[0], mask[7:9, 1], mask[9, 0], mask[20:23] = False, False, False, False
+        return args, mask, {}
+    if name == "alone, varying, steps switched off":
+        args = system(3, 2, 14, varying=True)
+        return args, holes(args[0]), {"step_mask": torch.rand(14) > 0.3}
+    if name == "alone, refined":
+        args = system(3, 2, 20)
+        args[0] = args[0][::3].contiguous()
+        return args, everything(args[0]), {"num_times": 20, "observed_index": list(range(0, 20, 3))}
     if name == "nothing is seen":
         args = system(3, 2, 9, batch=(2,))
         return args, ~everything(args[0]), {}
@@ -104,7 +124,7 @@ CASES = (
     "one step", "two steps, one state", "settles", "settles after a gap", "settles, ragged", "settles, never forgets",
     "n = 13, p = 1, sparse", "n = 17, p = 3", "more observations than states", "varying", "varying, shared mask",
     "own parameters", "draws", "draws by series, ragged", "steps switched off", "refined", "refined, ragged",
-    "nothing is seen", "singular",
+    "nothing is seen", "singular", "alone, with gaps", "alone, varying, steps switched off", "alone, refined",
 )  # fmt: skip
 
 
@@ -384,6 +404,45 @@ def test_operator_has_right_second_derivatives(engine):
 
     inputs = [arguments[6].clone().requires_grad_(), arguments[7].clone().requires_grad_()]
     assert gradcheck(total, inputs) and gradgradcheck(total, inputs)
+
+
+@pytest.mark.skipif(compiled.library().functions is None, reason="the compiled library is not in use")
+@pytest.mark.parametrize("name", ["varying", "own parameters", "draws by series, ragged", "steps switched off"])
+def test_filtering_again_is_as_good_as_a_tape(monkeypatch, name):
+    args, mask, times = case(name)
+    inputs = [x.clone().requires_grad_() for x in args]
+    found = []
+    for near in (kalman_kernel.NEAR, 0):
+        monkeypatch.setattr(kalman_kernel, "NEAR", near)
+        steps = kalman_filter(inputs[0], mask, *inputs[1:], **times)
+        weight = torch.arange(1.0, 1.0 + steps.log_likelihood.shape[-1], dtype=D)
+        total = (weight * steps.log_likelihood).sum() + steps.filtered_mean.square().sum()
+        found.append([total, *torch.autograd.grad(total, inputs)])
+    for taped, anew in zip(*found, strict=True):
+        torch.testing.assert_close(anew, taped, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scales", [False, True])
+def test_covariances_by_doubling_equal_the_reference(scales):
+    """Also where states are measured in units that differ by 1e12."""
+    torch.manual_seed(0)
+    args = system(4, 2, 50, batch=(3,), lead=(3,))
+    unit = torch.logspace(-6, 6, 4, dtype=D) if scales else torch.ones(4, dtype=D)
+    args[2], args[5] = (unit.unsqueeze(-1) * x for x in (args[2], args[5]))
+    args[3] = unit.unsqueeze(-1) * args[3] / unit
+    args[6] = args[6] / unit
+    exact = covariance(kalman_filter_reference(args[0], everything(args[0]), *args[1:]).predicted_scale_tril)
+    found = predicted_covariances(args[2], *(args[i][:, 0] for i in (3, 5, 6, 8)), 50)
+    exact, found = (x / unit.unsqueeze(-1) / unit for x in (exact, found))
+    torch.testing.assert_close(found, exact[:, : found.shape[1]], rtol=0, atol=1e-11)
+
+
+def test_covariances_are_not_doubled_where_an_observation_is_nearly_exact():
+    args = system(2, 1, 40)
+    L, F, Q, H, R = (args[i].reshape(1, *args[i].shape[-2:]) for i in (2, 3, 5, 6, 8))
+    assert predicted_covariances(L, F, Q, H, R, 40) is not None
+    assert predicted_covariances(L, F, Q, H, 1e-4 * R, 40) is None
+    assert predicted_covariances(L, F, Q, H, 0 * R, 40) is None
 
 
 @pytest.mark.skipif(compiled.library().functions is None, reason="the compiled library is not in use")

@@ -39,7 +39,10 @@ def gradients(f, inputs, **keywords):
     inputs = [x.detach().requires_grad_() for x in inputs]
     h = f(*inputs, **keywords)
     torch.manual_seed(7)
-    return [h, *torch.autograd.grad(h, inputs, torch.randn_like(h), allow_unused=True, materialize_grads=True)]
+    return [
+        h,
+        *torch.autograd.grad(h, inputs, torch.randn(h.shape, dtype=h.dtype), allow_unused=True, materialize_grads=True),
+    ]
 
 
 def same(f, reference, inputs, scale=100, **keywords):

@@ -22,22 +22,31 @@ pytestmark = pytest.mark.skipif(
 
 def test_elementary_functions_are_within_units_in_the_last_place():
     """exp within 2, softplus and the logistic function within 4."""
-    function = compiled.library().functions.pyro_ssm_elementary
-    function.argtypes, function.restype = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 2, None
     for dtype, wide, low, high in ((np.float32, np.float64, -87, 88), (np.float64, np.longdouble, -708, 709)):
         x = np.concatenate([np.linspace(low, high, 200001), np.linspace(-2, 2, 100001), [0.0]]).astype(dtype)
         exact = x.astype(wide)
         soft = np.where(exact > 20, exact, np.logaddexp(exact, 0))
-        for what, wanted in enumerate((np.exp(exact), soft, 1 / (1 + np.exp(-exact)))):
-            out = np.empty_like(x)
-            function(int(dtype is np.float64), what, len(x), x.ctypes.data, out.ctypes.data)
-            normal = wanted > 2 * np.finfo(dtype).tiny
-            error = np.abs(out - wanted)[normal] / np.spacing(wanted[normal].astype(dtype))
+        for what, wanted in enumerate((np.exp(exact), 1 / (1 + np.exp(-exact)), soft)):
+            error = units(elementwise(what, x), wanted)
             assert error.max() <= (2 if what == 0 else 4), (dtype, what, float(error.max()))
+        y = np.concatenate([np.geomspace(1e-30, 1, 100001), np.linspace(0, 40, 100001)]).astype(dtype)
+        assert units(elementwise(3, y, np.ones_like(y)), -np.expm1(-y.astype(wide))).max() <= 4
+        np.testing.assert_array_equal(elementwise(3, y, 2 * y), 2 * y * elementwise(3, y, np.ones_like(y)))
         ends = np.array([-np.inf, -1e30, 1e30, np.inf, np.nan, 0.0], dtype=dtype)
-        out = np.empty_like(ends)
-        function(int(dtype is np.float64), 0, len(ends), ends.ctypes.data, out.ctypes.data)
-        np.testing.assert_array_equal(out, np.array([0, 0, np.inf, np.inf, np.nan, 1], dtype=dtype))
+        np.testing.assert_array_equal(elementwise(0, ends), np.array([0, 0, np.inf, np.inf, np.nan, 1], dtype=dtype))
+
+
+def elementwise(what, x, other=None):
+    out, other = np.empty_like(x), x if other is None else other
+    fields = [int(x.dtype == np.float64), what, len(x), 0, x.ctypes.data, other.ctypes.data, out.ctypes.data]
+    assert compiled.library().functions.pyro_ssm_elementwise(ctypes.byref((ctypes.c_int64 * 7)(*fields))) == 0
+    return out
+
+
+def units(found, wanted):
+    """Errors in units in the last place, of normal numbers."""
+    normal = wanted > 2 * np.finfo(found.dtype).tiny
+    return np.abs(found - wanted)[normal] / np.spacing(wanted[normal].astype(found.dtype))
 
 
 def everything(threads=1):

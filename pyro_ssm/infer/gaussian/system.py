@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -135,9 +136,8 @@ def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[A
     else:  # one time, no move
         transition = Affine(mean.new_zeros(1, n, n), mean.new_zeros(1, n), mean.new_zeros(1, n, n))
 
-    dtype = data.values.dtype
-    for tensor in (mean, scale_tril, *transition, *emission):
-        dtype = torch.promote_types(dtype, tensor.dtype)
+    dtypes = {x.dtype for x in (data.values, mean, scale_tril, *transition, *emission)}
+    dtype = functools.reduce(torch.promote_types, dtypes)
     system = System(
         mean,
         scale_tril,
@@ -150,7 +150,7 @@ def linear_gaussian_system(model: Any, data: TimeSeries, method: str) -> tuple[A
         data.num_times,
         diffuse,
     )
-    return bound, system.to(dtype)
+    return bound, system if dtypes == {dtype} and diffuse is None else system.to(dtype)
 
 
 def require_linear_gaussian(model: Any, method: str) -> None:
@@ -322,8 +322,8 @@ def no_pivot(spread: Tensor, noise: Tensor) -> Tensor:
     return (tria(rows).diagonal(dim1=-2, dim2=-1) <= torch.finfo(rows.dtype).eps ** 0.75 * size).any(-1)
 
 
-def over_time(law: Affine, dtype: torch.dtype) -> Affine:
-    """The same law in one dtype, each part with a time axis (of 1 where it had none).
+def over_time(law: Affine, dtype: torch.dtype | None = None) -> Affine:
+    """The same law in one dtype (None: as they are), each part with a time axis (of 1 where it had none).
 
     >>> import torch
     >>> from pyro_ssm.components import Affine
@@ -333,5 +333,5 @@ def over_time(law: Affine, dtype: torch.dtype) -> Affine:
     """
     parts = []
     for part, event in zip(law, (2, 1, 2), strict=True):
-        parts.append((part if part.dim() > event else part.unsqueeze(0)).to(dtype))
+        parts.append((part if part.dim() > event else part.unsqueeze(0)).to(dtype or part.dtype))
     return Affine(*parts)

@@ -21,6 +21,7 @@ from pyro_ssm.infer.smc.collectors.quantiles import Quantiles
 from pyro_ssm.infer.smc.collectors.variance import EvidenceVariance, MeanVariance
 from pyro_ssm.infer.smc.conditional import ConditionalPath, conditional_smc
 from pyro_ssm.infer.smc.data_tempering import ibis
+from pyro_ssm.infer.smc.diffusion import DiffusionResampling
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.filter import ParticleFiltered, particle_filter
 from pyro_ssm.infer.smc.guided import guided
@@ -53,6 +54,7 @@ __all__ = [
     "Cloud",
     "Collector",
     "ConditionalPath",
+    "DiffusionResampling",
     "EvidenceVariance",
     "FeynmanKac",
     "FilteredMoments",

@@ -16,7 +16,6 @@ from pyro_ssm.infer.smc.parameter_smc import (
     Evidence,
     ParameterSMCResult,
     check_numbers,
-    evaluated_from,
     rejuvenate,
     result_of,
 )
@@ -91,7 +90,7 @@ def ibis(
     settings = run_settings(
         "ibis", likelihood, num_samples=num_samples, num_moves=num_moves, num_ancestors=num_ancestors
     )
-    file = RunFile(checkpoint, checkpoint_every, settings | {"threshold": ess_threshold}, resume)
+    file = RunFile(checkpoint, checkpoint_every, settings | {"threshold": ess_threshold}, resume, data.device)
 
     def evaluate(vectors: Tensor) -> Evaluated:
         # one run of the filter over all data gives the increments of every beginning of them
@@ -104,8 +103,8 @@ def ibis(
         log_weights = -torch.full_like(population.log_prior, num_samples).log()
     else:
         start, evidence = saved["done"], Evidence(saved["evidence"])
-        population = evaluated_from(saved["population"], likelihood)
-        log_weights = saved["log_weights"].to(population.vectors)
+        population = Evaluated(*saved["population"])
+        log_weights = saved["log_weights"]
 
     last = population.log_likelihood.shape[-1]
     with tqdm(total=last, initial=start, desc="ibis", disable=not progress, dynamic_ncols=True) as bar:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from pyro_ssm.distributions import masked
+from pyro_ssm.distributions import DiagonalNormal, masked
+from pyro_ssm.ops.gaussian_particles import normal_density
 
 __all__ = ["log_density"]
-
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def log_density(law: Any, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -37,9 +34,8 @@ def log_density(law: Any, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     if mask is not None:
         return masked(law, mask).log_prob(value).squeeze(-1)
+    if isinstance(law, DiagonalNormal):
+        return normal_density(value, law.loc, law.scale)
     if isinstance(law, Independent) and len(law.event_shape) == 1 and isinstance(law.base_dist, Normal):
-        loc, scale = law.base_dist.loc, law.base_dist.scale
-        white = (value - loc) / scale
-        terms = -HALF_LOG_2PI - torch.addcmul(scale.log(), white, white, value=0.5)
-        return terms.squeeze((-1, -2)) if terms.shape[-1] == 1 else terms.sum(-1).squeeze(-1)
+        return normal_density(value, law.base_dist.loc, law.base_dist.scale)
     return law.log_prob(value).squeeze(-1)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+from pyro_ssm.distributions.diagonal_normal import DiagonalNormal, MovedNormal
 from pyro_ssm.distributions.moments import gaussian_moments
+from pyro_ssm.ops.gaussian_particles import affine_draw
 
-__all__ = ["from_normals", "from_uniforms", "normal_dim", "shared_moments", "unexpanded"]
+__all__ = ["from_normals", "from_uniforms", "like_draws", "normal_dim", "shared_moments", "unexpanded"]
 
 _TINY = 2.0**-40  # uniforms as close to 0 and 1 as this keep their quantiles finite
 
@@ -23,9 +25,28 @@ def normal_dim(law: Any) -> int | None:
     >>> normal_dim(dist.Normal(torch.zeros(3), 1.0).to_event(1)), normal_dim(dist.Poisson(torch.ones(3)).to_event(1))
     (3, None)
     """
+    if isinstance(law, MovedNormal):
+        return law.state.shape[-1]
+    if isinstance(law, DiagonalNormal):
+        loc, scale = law.loc.shape, law.scale.shape
+        return max(loc[-1] if loc else 1, scale[-1] if scale else 1)
     if isinstance(law, Independent):
         return law.event_shape[-1] if isinstance(law.base_dist, Normal) and len(law.event_shape) == 1 else None
     return law.event_shape[-1] if isinstance(law, MultivariateNormal) else None
+
+
+def like_draws(law: Any) -> Tensor:
+    """A tensor of a Gaussian law that shows the dtype and device of its draws, at no cost.
+
+    >>> import torch
+    >>> from pyro_ssm.distributions.diagonal_normal import DiagonalNormal, MovedNormal
+    >>> from pyro_ssm.infer.smc.draws import like_draws
+    >>> like_draws(DiagonalNormal(torch.zeros(2), torch.ones(5, 2))).shape
+    torch.Size([2])
+    """
+    if isinstance(law, MovedNormal):
+        return law.state
+    return law.loc if isinstance(law, DiagonalNormal) else law.mean
 
 
 def from_normals(law: Any, noise: Tensor) -> Tensor:
@@ -40,6 +61,10 @@ def from_normals(law: Any, noise: Tensor) -> Tensor:
     >>> from_normals(dist.Normal(torch.zeros(2), 2.0).to_event(1), torch.ones(3, 2)).shape
     torch.Size([3, 2])
     """
+    if isinstance(law, MovedNormal):
+        return affine_draw(law.state, law.matrix, law.offset, law.scale, noise)
+    if isinstance(law, DiagonalNormal):
+        return torch.addcmul(law.loc, law.scale, noise)
     if isinstance(law, Independent):
         base = law.base_dist
         return torch.addcmul(base.loc, base.scale, noise)

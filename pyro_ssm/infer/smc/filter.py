@@ -146,15 +146,18 @@ def particle_filter(
             log_likelihood,
             step.cloud,
             ess.detach(),
-            torch.stack([_flag(flag, ess) for flag in resampled], -1),
+            _flags(resampled, ess),
             {collector.name: collector.result() for collector in collectors},
         )
 
 
-def _flag(flag: Tensor | bool, ess: Tensor) -> Tensor:
-    if isinstance(flag, Tensor):
-        return flag
-    return torch.full(ess.shape[:-1], flag, dtype=torch.bool, device=ess.device)
+def _flags(resampled: list[Tensor | bool], ess: Tensor) -> Tensor:
+    """bool, of the shape of ``ess`` ``(*batch, time)``."""
+    if not any(isinstance(flag, Tensor) for flag in resampled):
+        return torch.tensor(resampled, device=ess.device).expand(ess.shape).contiguous()
+    batch = ess[..., 0]
+    flags = [flag if isinstance(flag, Tensor) else torch.full_like(batch, flag, dtype=torch.bool) for flag in resampled]
+    return torch.stack([flag.expand(batch.shape) for flag in flags], -1)
 
 
 def _number(num_particles: int | None, start: Cloud | None, fk: FeynmanKac) -> int:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from pyro_ssm.components import Affine, AffineGaussian, Gaussian, require
 from pyro_ssm.data import TimeSeries
+from pyro_ssm.infer.gaussian.system import over_time
 from pyro_ssm.infer.smc.build import Kernel, Proposed, process
-from pyro_ssm.infer.smc.densities import HALF_LOG_2PI
 from pyro_ssm.infer.smc.draws import shared_moments
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles
-from pyro_ssm.ops.kalman import hide_rows, matvec, update
+from pyro_ssm.ops.kalman import HALF_LOG_2PI, hide_rows, matvec, update
 
 __all__ = ["conditional", "given_observation", "locally_optimal"]
 
@@ -117,13 +117,6 @@ def given_observation(steps: ModelSteps, k: int, prior: Any) -> tuple[Tensor, Te
     'given_observation'
     """
     mean, root = shared_moments(prior)
-    emission = _at_step(steps.affine_emission(k, None))
+    emission = over_time(steps.affine_emission(k, None))
     mean, root, weight = conditional(mean, root, emission, *steps.observation(k))
     return mean, root, weight.squeeze(-1)
-
-
-def _at_step(law: Affine) -> Affine:
-    """Matrices with a time axis of 1."""
-    return Affine(
-        *(part if part.dim() > event else part.unsqueeze(0) for part, event in zip(law, (2, 1, 2), strict=True))
-    )

@@ -18,8 +18,6 @@ __all__ = ["MetropolisChains"]
 
 _TRIES = 10  # prior draws from which a chain's start is chosen
 _PRIOR_DRAWS = 100  # from which the first walk is made
-_FIRST_FIT = 50  # iterations of warm-up after which the walk is first fitted to where the chains have been
-_TRUST = 20  # proposals that such a fit is worth
 
 
 class MetropolisChains:
@@ -50,7 +48,6 @@ class MetropolisChains:
         self._screened: Evaluated | None = None
         self._noise: CorrelatedNoise | None = None
         self._walk: AdaptiveWalk
-        self._visited: list[Tensor] = []  # during warm-up
 
     def start(self, num_chains: int, start: Mapping[str, Any] | None) -> None:
         """Choose where the chains begin.
@@ -106,20 +103,11 @@ class MetropolisChains:
         if noise is not None:
             self._noise = self._noise.where(accepted, noise)
         if adapt:
-            self._adapt(epsilon, probability)
+            self._walk.learn(epsilon, probability)
+            self._walk.visit(self.current.vectors)
         mean = float(probability.mean())
         self.recent = mean if math.isnan(self.recent) else 0.98 * self.recent + 0.02 * mean
         return probability
-
-    def _adapt(self, epsilon: Tensor, probability: Tensor) -> None:
-        """Learn from the proposal; at iterations 50, 100, 200 ... fit the walk to what the chains visited."""
-        self._walk.learn(epsilon, probability)
-        self._visited.append(self.current.vectors)
-        doublings = math.log2(len(self._visited) / _FIRST_FIT)
-        if doublings >= 0 and doublings.is_integer():
-            lately = torch.cat(self._visited[len(self._visited) // 2 :])
-            root = walk_root(lately).expand_as(self._walk.root)
-            self._walk = AdaptiveWalk(root, self.target_acceptance, _TRUST)
 
     def _evaluate(self, vectors: Tensor, noise: CorrelatedNoise | None) -> Evaluated:
         return self.likelihood(vectors, None if noise is None else noise.fixed())
@@ -153,22 +141,17 @@ class MetropolisChains:
             "current": list(self.current),
             "screened": None if self._screened is None else list(self._screened),
             "noise": None if noise is None else [noise.normals, noise.levels],
-            "root": self._walk.root,
-            "count": self._walk.count,
-            "visited": self._visited,
+            "walk": self._walk.state,
             "recent": self.recent,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned."""
-        device = self.likelihood.data.device
-        tensors = {name: x for name, x in state.items() if name not in ("count", "recent")}
-        moved = tree_map(lambda x: x.to(device), tensors)
-        self.current = Evaluated(*moved["current"])
-        self._screened = None if moved["screened"] is None else Evaluated(*moved["screened"])
-        self._noise = None if moved["noise"] is None else CorrelatedNoise(*moved["noise"])
-        self._walk = AdaptiveWalk(moved["root"], self.target_acceptance, state["count"])
-        self._visited, self.recent = moved["visited"], state["recent"]
+        self.current = Evaluated(*state["current"])
+        self._screened = None if state["screened"] is None else Evaluated(*state["screened"])
+        self._noise = None if state["noise"] is None else CorrelatedNoise(*state["noise"])
+        self._walk = AdaptiveWalk(target_acceptance=self.target_acceptance, **state["walk"])
+        self.recent = state["recent"]
 
 
 def _log_posterior(population: Evaluated) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_ssm.components import gaps
 from pyro_ssm.data import TimeSeries
+from pyro_ssm.infer.smc.affine_moves import AffineMoves
 from pyro_ssm.infer.smc.densities import log_density
 from pyro_ssm.models.laws import batch_shape
 
@@ -65,12 +66,15 @@ class ModelSteps:
         self.batch_shape, self.num_times = batch_shape(self.model, data), data.num_times
         self._times = data.times.split(1, -1)
         self._inputs = None if data.inputs is None else data.inputs.split(1, -2)
-        self._values, self._masks = data.values.split(1, -2), data.mask.split(1, -2)
+        self._values = [now.contiguous() for now in data.values.split(1, -2)]
+        self._masks = data.mask.split(1, -2)
         # one host read for the whole run: steps where all is seen need no mask, steps where nothing is need no law
         flat = data.mask.reshape(-1, data.num_observed_times, data.obs_dim)
         self._full = flat.all(-1).all(0).tolist()
         at = range(data.num_times) if data.observed_index is None else data.observed_index.tolist()
         self.observed_at: dict[int, int] = {k: j for j, k in enumerate(at)}
+        self._moves: AffineMoves | None = None
+        self._moves_of: Any = None  # the model whose they are
         if self.memory is not None:
             self._gaps = gaps(data.observed_times, data.values).split(1, -2)
 
@@ -106,7 +110,16 @@ class ModelSteps:
     def law(self, k: int, state: Tensor | None, summary: Tensor | None) -> Any:
         """:math:`p(z_1)` at k = 0 (``state`` None), else :math:`p(z_k \\mid z_{k-1}, m_{k-1})`."""
         if state is None:
+            self._moves, self._moves_of = None, None  # a new run
             return self.model.initial(self._times[0], self._input(0), memory=summary)
+        if self._moves_of is not self.model:  # worth it from the second step on: a model may last for one step only
+            self._moves, self._moves_of = None, self.model
+        else:
+            if self._moves is None or self._moves.is_stale:
+                self._moves = AffineMoves(self.model.transition, self.data, self.memory is not None)
+            moved = self._moves.law(k, state)
+            if moved is not None:
+                return moved
         return self.model.transition(state, self._times[k - 1], self._times[k], self._input(k - 1), memory=summary)
 
     def affine_emission(self, k: int, summary: Tensor | None) -> Any:

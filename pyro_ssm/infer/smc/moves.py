@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["AdaptiveWalk", "Population", "metropolis", "walk_root"]
+__all__ = ["AdaptiveWalk", "Population", "best_acceptance", "metropolis", "walk_root"]
+
+_FIRST_FIT = 50  # iterations after which a walk is first fitted to where the chains have been
+_TRUST = 20  # proposals that such a fit is worth
 
 
 class Population(Protocol):
@@ -82,11 +85,22 @@ def walk_root(vectors: Tensor, weights: Tensor | None = None) -> Tensor:
     weights = torch.full_like(vectors[:, 0], 1 / len(vectors)) if weights is None else weights
     centred = vectors - weights @ vectors
     covariance = centred.mT @ (weights.unsqueeze(-1) * centred)
+    # a cloud of few distinct members is flat in some direction: a thousandth of each variance keeps it moving
+    jitter = torch.diag(1e-3 * covariance.diagonal() + 1e-12)
     dim = vectors.shape[-1]
-    # a cloud of few distinct members is flat in some direction: a thousandth of its mean variance keeps it moving
-    ridge = 1e-3 * covariance.diagonal().mean() + 1e-12
-    jitter = ridge * torch.eye(dim, dtype=vectors.dtype, device=vectors.device)
     return 2.38 / math.sqrt(dim) * torch.linalg.cholesky(covariance + jitter)
+
+
+def best_acceptance(dim: int) -> float:
+    """The acceptance at which a random walk in so many dimensions moves fastest.
+
+    Source: Roberts and Rosenthal (2001), "Optimal scaling for various Metropolis-Hastings algorithms".
+
+    >>> from pyro_ssm.infer.smc.moves import best_acceptance
+    >>> best_acceptance(1), best_acceptance(5)
+    (0.44, 0.234)
+    """
+    return 0.44 if dim == 1 else 0.234
 
 
 class AdaptiveWalk:
@@ -101,8 +115,10 @@ class AdaptiveWalk:
         root: S, ``(chains, dim, dim)``.
         target_acceptance: :math:`\\alpha_*`.
         count: n, proposals that went before: with more of them a proposal teaches less.
+        visited: where the chains were after each of them, ``(chains, dim)``.
 
-    Source: Vihola (2012), "Robust adaptive Metropolis algorithm with coerced acceptance rate", section 2.
+    Source: Vihola (2012), "Robust adaptive Metropolis algorithm with coerced acceptance rate", section 2; Haario,
+    Saksman and Tamminen (2001), "An adaptive Metropolis algorithm", for the fit to what was visited.
 
     >>> import torch
     >>> from pyro_ssm.infer.smc.moves import AdaptiveWalk
@@ -113,8 +129,16 @@ class AdaptiveWalk:
     True
     """
 
-    def __init__(self, root: Tensor, target_acceptance: float, count: int = 0) -> None:
+    def __init__(
+        self, root: Tensor, target_acceptance: float, count: int = 0, visited: Sequence[Tensor] | None = None
+    ) -> None:
         self.root, self.target_acceptance, self.count = root, target_acceptance, count
+        self.visited = list(visited or ())
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Everything that changes, by the names of the arguments."""
+        return {"root": self.root, "count": self.count, "visited": self.visited}
 
     def step(self, noise: Tensor) -> Tensor:
         """:math:`S \\epsilon`, ``(chains, dim)``."""
@@ -130,3 +154,11 @@ class AdaptiveWalk:
         outer = noise.unsqueeze(-1) * noise.unsqueeze(-2)
         middle = torch.eye(dim, dtype=noise.dtype, device=noise.device) + change[:, None, None] * outer
         self.root = self.root @ torch.linalg.cholesky(middle)
+
+    def visit(self, vectors: Tensor) -> None:
+        """Take account of where the chains are: after 50, 100, 200 ... calls all walks are fitted to the later half."""
+        self.visited.append(vectors)
+        doublings = math.log2(len(self.visited) / _FIRST_FIT)
+        if doublings >= 0 and doublings.is_integer():
+            lately = torch.cat(self.visited[len(self.visited) // 2 :])
+            self.root, self.count = walk_root(lately).expand_as(self.root), _TRUST

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ssm.infer.smc.draws import from_normals, from_uniforms, normal_dim
+from pyro_ssm.infer.smc.draws import from_normals, from_uniforms, like_draws, normal_dim
+from pyro_ssm.ops import standard_normals
 
 __all__ = ["FixedNoise", "Noise", "Pathwise", "PseudoRandom", "QuasiRandom"]
 
@@ -52,7 +53,7 @@ class PseudoRandom(Noise):
     """
 
     def __init__(self) -> None:
-        self._normals, self._uniforms = _Blocks(torch.randn), _Blocks(torch.rand)
+        self._normals, self._uniforms = _Blocks(standard_normals), _Blocks(torch.rand)
 
     def restart(self, state_dim: int | None = None) -> None:
         """Forget what was drawn in advance."""
@@ -63,11 +64,11 @@ class PseudoRandom(Noise):
         if dim is None:
             law = law if law.batch_shape == shape else law.expand(shape)
             return law.rsample() if law.has_rsample else law.sample()
-        loc = law.mean
-        return from_normals(law, self._normals.take(shape + (dim,), loc.dtype, loc.device))
+        like = like_draws(law)
+        return from_normals(law, self._normals.take(shape, dim, like.dtype, like.device))
 
     def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
-        return self._uniforms.take(shape, torch.float64, device)
+        return self._uniforms.take(shape, None, torch.float64, device)
 
 
 class FixedNoise(Noise):
@@ -221,12 +222,14 @@ class _Blocks:
         self._kind: tuple[Any, ...] | None = None
         self._left: Iterator[Tensor] = iter(())
 
-    def take(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        kind = (shape, dtype, device)
+    def take(self, shape: torch.Size, dim: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Numbers of ``shape``, or of ``shape + (dim,)``."""
+        kind = (shape, dim, dtype, device)
         found = next(self._left, None) if kind == self._kind else None
         if found is None:
-            steps = max(1, min(256, _BLOCK // max(shape.numel(), 1)))
+            whole = shape if dim is None else shape + (dim,)
+            steps = max(1, min(256, _BLOCK // max(whole.numel(), 1)))
             self._kind = kind
-            self._left = iter(self._generate((steps,) + shape, dtype=dtype, device=device).unbind(0))
+            self._left = iter(self._generate((steps, *whole), dtype=dtype, device=device).unbind(0))
             found = next(self._left)
         return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.infer.smc.moves import P, metropolis, walk_root
-from pyro_ssm.infer.smc.parameter_likelihood import Evaluated, ParameterLikelihood
+from pyro_ssm.infer.smc.parameter_likelihood import ParameterLikelihood
 from pyro_ssm.infer.smc.tree import tree_map
 from pyro_ssm.ops.resampling import systematic
 
@@ -18,7 +18,6 @@ __all__ = [
     "Evidence",
     "ParameterSMCResult",
     "check_numbers",
-    "evaluated_from",
     "log_posterior",
     "rejuvenate",
     "result_of",
@@ -194,13 +193,3 @@ def result_of(likelihood: ParameterLikelihood, population: Any, states: Tensor |
         rows[:, 0].sum(),
         *rows.unbind(-1),
     )
-
-
-def evaluated_from(saved: list[Tensor | None], likelihood: ParameterLikelihood) -> Evaluated:
-    """A population from a checkpoint.
-
-    >>> from pyro_ssm.infer.smc.parameter_smc import evaluated_from
-    >>> evaluated_from.__name__
-    'evaluated_from'
-    """
-    return Evaluated(*tree_map(lambda x: x.to(likelihood.data.device), list(saved)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +12,14 @@ from tqdm import tqdm
 
 from pyro_ssm.components import SampleOnly
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.infer import checkpoint as files
 from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.smc.bootstrap import bootstrap
 from pyro_ssm.infer.smc.conditional import conditional_smc
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
+from pyro_ssm.infer.smc.parameter_likelihood import Filter
 from pyro_ssm.infer.smc.parameter_moves import HamiltonianMove, ParameterMove, RandomWalkMove
 from pyro_ssm.infer.smc.posterior_draws import ParticleMCMCResult, RandomParameters
+from pyro_ssm.infer.smc.resume import RunFile, settings_of
 from pyro_ssm.infer.smc.smoother import particle_smoother
 from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.models.laws import history, observation_law, path_law
@@ -36,11 +36,11 @@ def particle_gibbs(
     model: StateSpaceModel,
     data: TimeSeries,
     num_samples: int,
+    num_particles: int = 50,
     *,
-    num_particles: int,
     num_chains: int = 4,
     num_warmup: int | None = None,
-    build: Callable[[Any, TimeSeries], FeynmanKac] = bootstrap,
+    filter: Filter = bootstrap,
     update: str | ParameterMove | Update = "hmc",
     num_moves: int = 1,
     thin: int = 1,
@@ -71,8 +71,8 @@ def particle_gibbs(
         num_particles: N of conditional SMC.
         num_chains: chains.
         num_warmup: sweeps that are thrown away and in which moves tune themselves; default half of ``num_samples``.
-        build: ``(bound model, data) -> FeynmanKac``: :func:`~pyro_ssm.infer.bootstrap`,
-            :func:`~pyro_ssm.infer.locally_optimal`, or a function of the user's.
+        filter: a builder of a Feynman-Kac process from a bound model and data: ``bootstrap``, ``locally_optimal``,
+            ``lambda model, data: guided(model, guide, data)``.
         update: of the parameters: ``"hmc"`` (needs gradients of the densities), ``"random_walk"``, a move (say
             ``HamiltonianMove(num_leapfrog=1)``), or a function ``(values, states) -> values`` that draws them from
             :math:`p(\\theta \\mid z, y)` itself (conjugate priors): ``values`` by dotted name ``(chains, *event)``,
@@ -93,7 +93,7 @@ def particle_gibbs(
 
     Raises:
         TypeError: the model is bound, or has a component without a density (``SampleOnly``); ``update`` is none of the
-            above.
+            above, or ``filter`` one without particles.
         ValueError: no random parameter, numbers below 1; a checkpoint of another run; and as
             :func:`~pyro_ssm.infer.conditional_smc`.
 
@@ -121,28 +121,34 @@ def particle_gibbs(
                 f"particle_gibbs needs the density of the path and the record given the parameters, and "
                 f"{type(part).__name__} is SampleOnly. Use particle marginal Metropolis-Hastings"
             )
+    if not callable(filter):
+        raise TypeError(f"`filter` must be a function of a bound model and data, got {type(filter).__name__}")
     num_warmup = num_samples // 2 if num_warmup is None else num_warmup
     move = _move(update)
     parameters = RandomParameters(model)
-    settings = {
-        "num_particles": num_particles,
-        "num_chains": num_chains,
-        "num_warmup": num_warmup,
-        "num_moves": num_moves,
-        "thin": thin,
-        "update": type(move).__name__,
-        "parameters": list(parameters.names),
-    }
-    path = None if checkpoint is None else Path(checkpoint)
+    settings = settings_of(
+        "particle_gibbs",
+        parameters,
+        data,
+        filter,
+        num_particles=num_particles,
+        num_chains=num_chains,
+        num_warmup=num_warmup,
+        num_moves=num_moves,
+        thin=thin,
+        update=type(move).__name__,
+    )
+    file = RunFile(checkpoint, checkpoint_every, settings, resume, data.device)
     with torch.no_grad(), evaluating(model):
-        chain = _Chain(parameters, data, build, move, num_particles, num_moves, options)
-        if path is not None and resume and path.exists():
-            chain.load(path, settings)
-        else:
+        chain = _Chain(parameters, data, filter, move, num_particles, num_moves, options)
+        saved = file.load()
+        if saved is None:
             chain.begin(num_chains, start)
+        else:
+            chain.load_state_dict(saved)
         last = num_warmup + num_samples * thin
         with tqdm(
-            total=last, initial=chain.sweeps, desc="particle Gibbs", disable=not progress, dynamic_ncols=True
+            total=last, initial=chain.sweeps, desc="particle_gibbs", disable=not progress, dynamic_ncols=True
         ) as bar:
             while chain.sweeps < last:
                 accepted, moved = chain.sweep(adapt=chain.sweeps < num_warmup)
@@ -150,8 +156,8 @@ def particle_gibbs(
                     chain.keep()
                 bar.set_postfix({"accepted": f"{accepted:.2f}", "moved": f"{moved:.2f}"}, refresh=False)
                 bar.update()
-                if path is not None and (chain.sweeps % checkpoint_every == 0 or chain.sweeps == last):
-                    chain.save(path, settings)
+                if file.due(chain.sweeps, last):
+                    file.save(chain.state_dict())
         return chain.result(num_samples)
 
 
@@ -171,13 +177,13 @@ class _Chain:
         self,
         parameters: RandomParameters,
         data: TimeSeries,
-        build: Callable[[Any, TimeSeries], FeynmanKac],
+        filter: Filter,
         move: Any,
         num_particles: int,
         num_moves: int,
         options: Mapping[str, Any],
     ) -> None:
-        self.parameters, self.data, self.build, self.move = parameters, data, build, move
+        self.parameters, self.data, self.filter, self.move = parameters, data, filter, move
         self.num_particles, self.num_moves, self.options = num_particles, num_moves, options
         self.sweeps = 0
         self.kept: dict[str, list[Tensor]] = {"u": [], "path": [], "log_likelihood": [], "acceptance": []}
@@ -191,8 +197,7 @@ class _Chain:
                 given = self.parameters.to_vector(start)
                 self.u = given.expand(num_chains, self.parameters.dim).clone()
             try:
-                fk = self.build(self.parameters.bind(self.u, self.data), self.data)
-                run = particle_smoother(fk, self.num_particles, method="genealogy", num_paths=1)
+                run = particle_smoother(self._process(), self.num_particles, method="genealogy", num_paths=1)
                 break
             except ValueError:
                 if start is not None or not left:
@@ -201,7 +206,7 @@ class _Chain:
 
     def sweep(self, adapt: bool) -> tuple[float, float]:
         """Move the path, then the parameters; mean acceptance and fraction of states that moved."""
-        fk = self.build(self.parameters.bind(self.u, self.data), self.data)
+        fk = self._process()
         found = conditional_smc(fk, self.path, self.num_particles, **self.options)
         self.path = found.path
         self.log_likelihood = found.log_likelihood.sum(-1).reshape(len(self.u), -1).sum(-1)
@@ -218,6 +223,15 @@ class _Chain:
         self.sweeps += 1
         real = found.moved.double().mean() if fk.step_mask is None else found.moved[fk.step_mask].double().mean()
         return float(self.acceptance.mean()), float(real)
+
+    def _process(self) -> FeynmanKac:
+        fk = self.filter(self.parameters.bind(self.u, self.data), self.data)
+        if not isinstance(fk, FeynmanKac):
+            raise TypeError(
+                "particle_gibbs needs `filter` to be a builder of particle filters (bootstrap, locally_optimal ...), "
+                f"and it returned {type(fk).__name__}. For a filter without particles use pmmh, or NUTS on a Marginal"
+            )
+        return fk
 
     def _log_joint(self, u: Tensor) -> Tensor:
         """:math:`\\log p(u) + \\log p(z \\mid \\theta) + \\log p(y \\mid z, \\theta)`, ``(chains,)``."""
@@ -238,18 +252,13 @@ class _Chain:
         values = self.parameters.to_values(found["u"])
         return ParticleMCMCResult(values, found["path"], found["log_likelihood"], found["acceptance"])
 
-    def save(self, path: Path, settings: dict[str, Any]) -> None:
-        """Write everything that changes."""
-        state = self.move.state if isinstance(self.move, ParameterMove) else {}
-        now = {"sweeps": self.sweeps, "u": self.u, "path": self.path, "move": state, "kept": self.kept}
-        devices = [self.u.device] if self.u.device.type == "cuda" else []
-        files.save_checkpoint(path, {**now, "settings": settings, "random": files.random_state(devices)})
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes."""
+        move = self.move.state if isinstance(self.move, ParameterMove) else {}
+        return {"sweeps": self.sweeps, "u": self.u, "path": self.path, "move": move, "kept": self.kept}
 
-    def load(self, path: Path, settings: dict[str, Any]) -> None:
-        """Go on from a file."""
-        saved = files.load_checkpoint(path)
-        files.refuse_other_settings(path, saved["settings"], settings)
-        self.sweeps, self.u, self.path, self.kept = saved["sweeps"], saved["u"], saved["path"], saved["kept"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self.sweeps, self.u, self.path, self.kept = state["sweeps"], state["u"], state["path"], state["kept"]
         if isinstance(self.move, ParameterMove):
-            self.move.state = saved["move"]
-        files.set_random_state(saved["random"])
+            self.move.state = state["move"]

@@ -23,14 +23,15 @@ class ParticleMarginal:
     *Under SVI* the objective is therefore a lower bound of the evidence,
     :math:`E_q[\\log \\hat p(y \\mid \\theta) + \\log p(\\theta) - \\log q(\\theta)] \\le \\log p(y)`, whatever the
     resampling. Its gradient is that of the resampling: see ``particle_filter(differentiable=True)`` and the classes
-    :class:`~pyro_ssm.infer.smc.StopGradientResampling`, ``SoftResampling`` and ``TransportResampling``.
+    :class:`~pyro_ssm.infer.smc.StopGradientResampling`, ``SoftResampling``, ``TransportResampling`` and
+    ``DiffusionResampling``.
 
     *Under NUTS and HMC* the density must be one smooth function of the parameters: noise drawn once
-    (:class:`~pyro_ssm.infer.smc.FixedNoise`), resampling that moves particles smoothly (``TransportResampling``) at
-    every step (``ess_threshold=1``) or none at all (``ess_threshold=0``). ``Marginal`` refuses other filters there,
-    and says why. The chain then explores the density of *this* approximation,
+    (:class:`~pyro_ssm.infer.smc.FixedNoise`), resampling that moves particles smoothly (``TransportResampling``,
+    ``DiffusionResampling``) at every step (``ess_threshold=1``) or none at all (``ess_threshold=0``). ``Marginal``
+    refuses other filters there, and says why. The chain then explores the density of *this* approximation,
     :math:`\\hat p(y \\mid \\theta)\\, p(\\theta)` for the noise that was drawn, which is not the posterior; it tends
-    to it as N grows and the regularisation goes to 0.
+    to it as N grows and the regularisation (or the bandwidth) goes to 0.
 
     Args:
         num_particles: N.

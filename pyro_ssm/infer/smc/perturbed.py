@@ -132,13 +132,13 @@ def iterated_filtering(
             f"{tuple(sizes.shape)}"
         )
     settings = run_settings("iterated_filtering", likelihood, perturbation=sizes.tolist(), cooling=cooling)
-    file = RunFile(checkpoint, checkpoint_every, settings, resume)
+    file = RunFile(checkpoint, checkpoint_every, settings, resume, data.device)
     saved = file.load()
     if saved is None:
         swarm = _start(likelihood, start)
         trace, totals = [swarm.mean(0)], []
     else:
-        swarm, trace, totals = saved["swarm"].to(data.device), list(saved["trace"]), list(saved["totals"])
+        swarm, trace, totals = saved["swarm"], saved["trace"], saved["totals"]
 
     series = [data.series(i) for i in itertools.product(*map(range, data.batch_shape))] if data.batch_shape else [data]
     passes = [PerturbedFilter(parameters, one) for one in series]

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.smc.bootstrap import bootstrap
 from pyro_ssm.infer.smc.metropolis_chains import MetropolisChains
+from pyro_ssm.infer.smc.moves import best_acceptance
 from pyro_ssm.infer.smc.parameter_likelihood import Filter, ParameterLikelihood
 from pyro_ssm.infer.smc.posterior_draws import ParticleMCMCResult
 from pyro_ssm.infer.smc.resample import Resampling
@@ -130,7 +131,7 @@ def pmmh(
     if correlation and not likelihood.estimated:
         raise TypeError("`correlation` is of particle filters' random numbers, and `filter` has none: leave it out")
     if target_acceptance is None:
-        target_acceptance = 0.44 if likelihood.parameters.dim == 1 else 0.234
+        target_acceptance = best_acceptance(likelihood.parameters.dim)
     screening = None if screen is None else ParameterLikelihood(likelihood.parameters, data, screen)
     if screening is not None and screening.estimated:
         raise TypeError("`screen` must be a filter without particles, such as a Kalman filter")
@@ -145,7 +146,7 @@ def pmmh(
         screen=screen is not None,
         target_acceptance=target_acceptance,
     )
-    file = RunFile(checkpoint, checkpoint_every, settings, resume)
+    file = RunFile(checkpoint, checkpoint_every, settings, resume, data.device)
     chains = MetropolisChains(likelihood, correlation, screening, target_acceptance)
     kept: dict[str, list[Tensor]] = {"vectors": [], "states": [], "log_likelihood": [], "acceptance": []}
     saved = file.load()
@@ -155,7 +156,7 @@ def pmmh(
     else:
         chains.load_state_dict(saved["chains"])
         begun = saved["done"]
-        kept |= {name: list(x.to(data.device).unbind(1)) for name, x in saved["kept"].items()}
+        kept |= {name: list(x.unbind(1)) for name, x in saved["kept"].items()}
 
     last = num_warmup + num_samples * thin
     with tqdm(total=last, initial=begun, desc="pmmh", disable=not progress, dynamic_ncols=True) as bar:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ssm.infer.smc.tree import take
 from pyro_ssm.ops.hilbert import hilbert_order
-from pyro_ssm.ops.resampling import SCHEMES, at_points
+from pyro_ssm.ops.resampling import SCHEMES, at_points, resample_some
 
 __all__ = ["AncestorResampling", "Resampled", "Resampling", "Weighted", "resampling_of"]
 
@@ -101,8 +101,11 @@ class AncestorResampling(Resampling):
     def __call__(self, weighted: Weighted, uniforms: Tensor) -> Resampled:
         with torch.no_grad():
             order = hilbert_order(weighted.states()) if self._sorted else None
-            ancestors = self._ancestors(weighted.weights, uniforms, order)
-        return chosen(weighted, ancestors)
+            if order is None and weighted.need is not None:
+                ancestors = resample_some(self._choose, weighted.weights, uniforms, weighted.need)
+            else:
+                ancestors = self._ancestors(weighted.weights, uniforms, order)
+        return chosen(weighted, ancestors, partly=order is None)
 
     def _ancestors(self, weights: Tensor, uniforms: Tensor, order: Tensor | None) -> Tensor:
         if order is None:
@@ -120,8 +123,10 @@ class OrderedResampling(AncestorResampling):
         return order.gather(0, at_points(weights.gather(0, order), uniforms))
 
 
-def chosen(weighted: Weighted, ancestors: Tensor) -> Resampled:
+def chosen(weighted: Weighted, ancestors: Tensor, partly: bool = False) -> Resampled:
     """The cloud of the given ancestors, of equal weights, in the series that need it.
+
+    ``partly``: in the other series the given ancestors are the particles themselves already.
 
     >>> import torch
     >>> from pyro_ssm.infer.smc.resample import Weighted, chosen
@@ -132,8 +137,9 @@ def chosen(weighted: Weighted, ancestors: Tensor) -> Resampled:
     num, need, batch = len(ancestors), weighted.need, weighted.weights.shape[1:]
     equal = weighted.log_weights.new_full((), -math.log(num)).expand(ancestors.shape)
     if need is not None:
-        itself = torch.arange(num, device=ancestors.device).reshape((num,) + (1,) * len(batch))
-        ancestors = torch.where(need, ancestors, itself)
+        if not partly:
+            itself = torch.arange(num, device=ancestors.device).reshape((num,) + (1,) * len(batch))
+            ancestors = torch.where(need, ancestors, itself)
         equal = torch.where(need, equal, weighted.log_weights)
     return Resampled(take(weighted.particles, ancestors, batch), equal, ancestors)
 

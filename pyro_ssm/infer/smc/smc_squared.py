@@ -106,14 +106,14 @@ def smc_squared(
         raise TypeError("smc_squared needs a builder of particle filters; for a filter without particles use ibis")
     settings = run_settings("smc_squared", likelihood, num_samples=num_samples, num_moves=num_moves)
     settings |= {"threshold": ess_threshold, "least_acceptance": least_acceptance, "max_particles": max_particles}
-    file = RunFile(checkpoint, checkpoint_every, settings, resume)
+    file = RunFile(checkpoint, checkpoint_every, settings, resume, data.device)
 
     saved = file.load()
     if saved is None:
         evidence, bank = Evidence(), likelihood.bank(likelihood.parameters.draw(num_samples))
         log_weights = -torch.full_like(bank.log_prior, num_samples).log()
     else:
-        evidence, log_weights = Evidence(saved["evidence"]), saved["log_weights"].to(data.device)
+        evidence, log_weights = Evidence(saved["evidence"]), saved["log_weights"]
         bank = _restored(likelihood, saved)
         bank.restart_noise()
         file.load()  # the generators once more: restoring drew from them
@@ -163,7 +163,7 @@ def _doubled(likelihood: ParameterLikelihood, bank: FilterBank, log_weights: Ten
 
 
 def _restored(likelihood: ParameterLikelihood, saved: dict[str, Any]) -> FilterBank:
-    parts = [part.to(likelihood.data.device) for part in saved["bank"]]
+    parts = saved["bank"]
     bank = likelihood.bank(parts[0], saved["num_particles"], log_prior=parts[1])
     bank.advance()  # the particles' structure comes from the process; only their numbers are in the file
     return bank.with_parts(parts, saved["k"])

@@ -1,4 +1,4 @@
-"""`particle_smoother`: the law of the whole path given all data, by one of six methods."""
+"""`particle_smoother`: the law of the whole path given all data, by one of seven methods."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from pyro_ssm.infer.smc.noise import Noise, PseudoRandom
 from pyro_ssm.infer.smc.resample import Resampling
 from pyro_ssm.infer.smc.stepper import Cloud
 from pyro_ssm.infer.smc.two_filter import two_filter_marginals
+from pyro_ssm.infer.smc.two_filter_linear import two_filter_linear
 from pyro_ssm.ops.resampling import at_unsorted_points
 
 __all__ = ["ParticleSmoothed", "particle_smoother"]
 
 _PATHS = ("genealogy", "backward", "rejection", "mcmc")
-_MARGINALS = ("marginal", "two_filter")
+_MARGINALS = ("marginal", "two_filter", "two_filter_linear")
 
 
 class ParticleSmoothed(NamedTuple):
@@ -109,32 +110,34 @@ def particle_smoother(
     num_steps: int = 1,
     noise: Noise | None = None,
 ) -> ParticleSmoothed:
-    """Smooth: a particle filter forward over all series together, then one of six ways to look back.
+    """Smooth: a particle filter forward over all series together, then one of seven ways to look back.
 
     .. math:: p(x_{0:T} \\mid y_{0:T}) = p(x_T \\mid y_{0:T}) \\prod_{k < T} p(x_k \\mid x_{k+1}, y_{0:k}), \\qquad
         p(x_k \\mid x_{k+1}, y_{0:k}) \\approx \\sum_i \\frac{W_k^i m(x_k^i, x_{k+1})}{\\sum_j W_k^j m(x_k^j, x_{k+1})}
         \\delta_{x_k^i}
 
-    =================  ==================================================================  ========================
-    ``method``         what it does                                                        cost of a step
-    =================  ==================================================================  ========================
-    ``"genealogy"``    ancestral lines of the filter; early states of all paths coincide   M
-    ``"backward"``     backward simulation, exact draws of the kernel above (FFBS)         N M
-    ``"rejection"``    the same draws by rejection: needs ``log_bound``                    M times the trials needed
-    ``"mcmc"``         ``num_steps`` Metropolis steps from the ancestor                    M
-    ``"marginal"``     smoothed weights of all filter particles; no paths                  N\\ :sup:`2`
-    ``"two_filter"``   weights of a second filter's particles that run backward; no paths  N\\ :sup:`2`
-    =================  ==================================================================  ========================
+    =======================  ==================================================================  ==================
+    ``method``               what it does                                                        cost of a step
+    =======================  ==================================================================  ==================
+    ``"genealogy"``          ancestral lines of the filter; early states of all paths coincide   M
+    ``"backward"``           backward simulation, exact draws of the kernel above (FFBS)         N M
+    ``"rejection"``          the same draws by rejection: needs ``log_bound``                    M times the trials
+    ``"mcmc"``               ``num_steps`` Metropolis steps from the ancestor                    M
+    ``"marginal"``           smoothed weights of all filter particles; no paths                  N\\ :sup:`2`
+    ``"two_filter"``         weights of a second filter, which runs backward; no paths           N\\ :sup:`2`
+    ``"two_filter_linear"``  new states between pairs of both filters' particles; no paths       N
+    =======================  ==================================================================  ==================
 
     ``"backward"``, ``"rejection"`` and ``"marginal"`` have the same law of the index; their error is that of the
     filter's clouds, of order :math:`N^{-1/2}`, and does not grow with time as that of the genealogy does. ``"mcmc"``
     starts at the ancestor, which has nearly that law already (exactly, with multinomial resampling at every step), and
     stays consistent as N grows. ``"two_filter"`` places particles anew, and so is not confined to the states that the
-    filter visited. A series that has ended keeps its last state. Pairs are weighed in blocks: memory stays bounded.
+    filter visited; ``"two_filter_linear"`` does so for many particles, with more uneven weights. A series that has
+    ended keeps its last state. Pairs are weighed in blocks: memory stays bounded.
 
     Args:
         fk: the process; all methods but the genealogy need ``fk.log_backward`` (no memory, a density), and
-            ``"two_filter"`` needs ``fk.log_step`` and ``fk.extend`` too. Builders give all of them where they exist.
+            those of two filters need ``fk.log_step`` and ``fk.extend`` too. Builders give all of them where they exist.
         num_particles: N.
         method: see above.
         num_paths: M; default N. Without meaning for methods without paths.
@@ -158,7 +161,7 @@ def particle_smoother(
 
     Source: Godsill, Doucet and West (2004) (backward simulation); Douc, Garivier, Moulines and Olsson (2011)
     (rejection); Bunch and Godsill (2013), Dau and Chopin (2023) (Metropolis steps); Doucet, Godsill and Andrieu (2000)
-    (marginal weights); Briers, Doucet and Maskell (2010) (two filters).
+    (marginal weights); Briers, Doucet and Maskell (2010), Fearnhead, Wyncoll and Tawn (2010) (two filters).
 
     >>> import torch, pyro_ssm as ssm
     >>> model = ssm.StateSpaceModel(
@@ -184,8 +187,9 @@ def particle_smoother(
         if method == "marginal":
             states, weights = ancestry.states.movedim(0, -2), marginal_weights(fk, ancestry.clouds)
             return ParticleSmoothed(run.log_likelihood, states, weights, False)
-        if method == "two_filter":
-            return ParticleSmoothed(run.log_likelihood, *two_filter_marginals(fk, ancestry, noise), False)
+        if method in _MARGINALS:
+            smooth = two_filter_marginals if method == "two_filter" else two_filter_linear
+            return ParticleSmoothed(run.log_likelihood, *smooth(fk, ancestry, noise), False)
         last = _last(ancestry, num_paths, noise, fk.num_times)
         if method == "genealogy":
             paths = ancestry.trace(last)

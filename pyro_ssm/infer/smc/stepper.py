@@ -13,6 +13,7 @@ from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.noise import Noise
 from pyro_ssm.infer.smc.resample import Resampling, Weighted
 from pyro_ssm.infer.smc.tree import tree_where
+from pyro_ssm.ops import normalise
 
 __all__ = ["Cloud", "Step", "Stepper", "normalise"]
 
@@ -103,7 +104,7 @@ class Stepper:
         particles = self._begin(shape)
         like = self.fk.state(particles)
         equal = like.new_full((), -math.log(self.num_particles)).expand(shape)
-        return self._weigh(0, particles, None, equal, (None, None, False))
+        return self._weigh(0, particles, None, (equal, None), (None, None, False))
 
     def resume(self, cloud: Cloud) -> Step:
         """The step that left ``cloud``, to go on from."""
@@ -115,12 +116,18 @@ class Stepper:
         k, fk = last.k + 1, self.fk
         alive = self._alive[k]
         if alive is False:  # every series has ended
-            return self._weigh(k, last.cloud.particles, None, last.cloud.log_weights, (last.cloud, None, False))
+            before = (last.cloud.log_weights, last.weights)
+            return self._weigh(k, last.cloud.particles, None, before, (last.cloud, None, False))
         previous, log_weights, ancestors, resampled = self._resample(k, last, alive)
         particles = self._move(k, previous)
         if alive is not None:
             particles = tree_where(alive, particles, previous, len(fk.batch_shape))
-        return self._weigh(k, particles, previous, log_weights, (last.cloud, ancestors, resampled))
+        weights = None
+        if self._active[k] is not None:  # a series that sees nothing keeps its weights to the last digit
+            weights = last.weights if resampled is False else log_weights.exp()
+            if isinstance(resampled, Tensor):
+                weights = torch.where(resampled, weights, last.weights)
+        return self._weigh(k, particles, previous, (log_weights, weights), (last.cloud, ancestors, resampled))
 
     def _begin(self, shape: torch.Size) -> Any:
         return self.fk.initial(partial(self.noise.draw, 0), shape)
@@ -138,10 +145,15 @@ class Stepper:
             # choose by W e^twist, and give the chosen their weight divided by what they were chosen by
             _, twisted, weights, ess = normalise(log_weights + self.fk.log_twist(k - 1, cloud.particles))
             log_weights, correction = twisted, log_weights - twisted
-        need = None if self.ess_threshold >= 1 else ess < self.ess_threshold * self.num_particles
+        uneven, need = self.ess_threshold * self.num_particles, None
+        if self.ess_threshold < 1 and ess.is_cpu and ess.dim() == 0:
+            if not ess.item() < uneven:
+                return cloud.particles, cloud.log_weights, None, False
+        elif self.ess_threshold < 1:
+            need = ess < uneven
         if alive is not None:
             need = alive if need is None else need & alive
-        if need is not None and need.device.type == "cpu":
+        if need is not None and need.is_cpu:
             if not bool(need if need.dim() == 0 else need.any()):
                 return cloud.particles, cloud.log_weights, None, False
             need = None if need.dim() == 0 else need
@@ -159,49 +171,22 @@ class Stepper:
             log_weights = log_weights + correction
         return particles, log_weights, ancestors, True if need is None else need
 
-    def _weigh(self, k: int, particles: Any, previous: Any, log_weights: Tensor, origin: tuple[Any, ...]) -> Step:
-        active = self._active[k]
+    def _weigh(
+        self, k: int, particles: Any, previous: Any, before: tuple[Tensor, Tensor | None], origin: tuple[Any, ...]
+    ) -> Step:
+        """The step of given particles; ``before``: their log-weights, and where some series may be idle, weights."""
+        active, (log_weights, old_weights) = self._active[k], before
+        factor = None if active is False else self.fk.log_potential(k, previous, particles)
+        total, new_log_weights, weights, ess = normalise(log_weights, factor)
+        if active is not None:
+            old_weights = log_weights.exp() if old_weights is None else old_weights
         if active is False:
-            potential = log_weights
-        else:
-            potential = log_weights + self.fk.log_potential(k, previous, particles)
-        total, new_log_weights, weights, ess = normalise(potential)
-        if active is False:
-            total, new_log_weights = torch.zeros_like(total), log_weights
+            total, new_log_weights, weights = torch.zeros_like(total), log_weights, old_weights
         elif active is not None:
             total = torch.where(active, total, torch.zeros_like(total))
             new_log_weights = torch.where(active, new_log_weights, log_weights)
-            weights = torch.where(active, weights, log_weights.exp())
+            weights = torch.where(active, weights, old_weights)
         return Step(Cloud(particles, new_log_weights, k), weights, total, ess, *origin)
-
-
-def normalise(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Normalise weights over particles: log total, log-weights, weights and effective sample size.
-
-    .. math:: \\log \\sum_n w_n, \\qquad \\log W_n, \\qquad W_n = w_n / \\textstyle\\sum_m w_m, \\qquad
-        1 / \\textstyle\\sum_n W_n^2
-
-    Where all weights are zero the total is -inf and the rest NaN.
-
-    Args:
-        log_weights: ``(N, *batch)``.
-
-    >>> import torch
-    >>> from pyro_ssm.infer.smc.stepper import normalise
-    >>> total, _, weights, ess = normalise(torch.tensor([1.0, 1.0]).log())
-    >>> round(total.exp().item(), 4), weights, ess
-    (2.0, tensor([0.5000, 0.5000]), tensor(2.))
-    """
-    if log_weights.dim() == 1:  # one fused kernel; over several series it sums in sequence, which float32 does not bear
-        normalised = log_weights.log_softmax(0)
-        weights = normalised.exp()
-        # where all weights are zero the total is -inf, and not the NaN of the difference
-        log_total = log_weights.amax(0) - normalised.amax(0).nan_to_num(nan=-1e30)
-        return log_total, normalised, weights, torch.dot(weights, weights).reciprocal()
-    log_total = log_weights.logsumexp(0)
-    normalised = log_weights - log_total
-    weights = normalised.exp()
-    return log_total, normalised, weights, weights.square().sum(0).reciprocal()
 
 
 def _conditions(mask: Tensor | None, num: int) -> list[Any]:

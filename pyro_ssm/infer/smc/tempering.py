@@ -16,7 +16,6 @@ from pyro_ssm.infer.smc.parameter_smc import (
     Evidence,
     ParameterSMCResult,
     check_numbers,
-    evaluated_from,
     rejuvenate,
     result_of,
 )
@@ -95,14 +94,14 @@ def smc_sampler(
     settings = run_settings(
         "smc_sampler", likelihood, num_samples=num_samples, num_moves=num_moves, num_ancestors=num_ancestors
     )
-    file = RunFile(checkpoint, 1, settings | {"threshold": ess_threshold}, resume)
+    file = RunFile(checkpoint, 1, settings | {"threshold": ess_threshold}, resume, data.device)
     saved = file.load()
     if saved is None:
         temperature, evidence = 0.0, Evidence()
         population = likelihood(likelihood.parameters.draw(num_samples))
     else:
         temperature, evidence = saved["temperature"], Evidence(saved["evidence"])
-        population = evaluated_from(saved["population"], likelihood)
+        population = Evaluated(*saved["population"])
 
     with tqdm(total=1.0, initial=temperature, desc="smc_sampler", disable=not progress, dynamic_ncols=True) as bar:
         while temperature < 1:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from pyro_ssm.infer.smc.resample import Resampled, Resampling, Weighted
-from pyro_ssm.infer.smc.tree import tree_map, tree_where
+from pyro_ssm.infer.smc.tree import tree_mix, tree_where
 from pyro_ssm.ops.sinkhorn import transport_plan
 
 __all__ = ["TransportResampling"]
@@ -77,7 +75,7 @@ class TransportResampling(Resampling):
         plan = transport_plan(cost, weighted.log_weights.movedim(0, -1), self.tolerance, self.max_iterations)
         mass = plan.logsumexp(-1)
         mixing = (plan - mass.unsqueeze(-1)).exp()  # (*batch, N, N), rows sum to 1
-        particles = tree_map(lambda leaf: _mixed(leaf, mixing, batch), weighted.particles)
+        particles = tree_mix(weighted.particles, mixing, batch, type(self).__name__)
         log_weights = mass.movedim(-1, 0)
         if weighted.need is not None:
             particles = tree_where(weighted.need, particles, weighted.particles, len(batch))
@@ -92,15 +90,3 @@ def _distances(x: Tensor) -> Tensor:
     squares = centred.square().sum(-1)
     squared = squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * centred @ centred.mT
     return squared / (x.shape[-1] * variance[..., None, None])
-
-
-def _mixed(leaf: Tensor, mixing: Tensor, batch: torch.Size) -> Any:
-    if not leaf.is_floating_point():
-        raise TypeError(
-            f"TransportResampling averages particles, and a part of them is {leaf.dtype}. Keep such parts out of the "
-            'particles, or resample by ancestors (resampling="systematic")'
-        )
-    lead = 1 + len(batch)
-    flat = leaf.expand(leaf.shape[:1] + batch + leaf.shape[lead:]).reshape(leaf.shape[:1] + batch + (-1,))
-    mixed = (mixing.to(leaf.dtype) @ flat.movedim(0, -2)).movedim(-2, 0)
-    return mixed.reshape(mixed.shape[:lead] + leaf.shape[lead:])

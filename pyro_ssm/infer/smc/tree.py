@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["leaves", "take", "tree_map", "tree_where"]
+from pyro_ssm.ops.resampling import chosen_particles
+
+__all__ = ["leaves", "take", "tree_map", "tree_mix", "tree_where"]
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
@@ -66,18 +68,40 @@ def take(tree: Any, ancestors: Tensor, batch: torch.Size) -> Any:
     tensor([[3., 2.],
             [3., 4.]])
     """
-    flat, series = ancestors.reshape(-1), batch.numel()
-    if series > 1:  # row n, series b of a leaf lies at n * series + b
-        flat = (ancestors.reshape(-1, series) * series + torch.arange(series, device=ancestors.device)).reshape(-1)
+    return tree_map(lambda x: chosen_particles(x, ancestors, batch), tree)
+
+
+def tree_mix(tree: Any, mixing: Tensor, batch: torch.Size, by: str) -> Any:
+    """Averages of particles, series by series.
+
+    Args:
+        tree: leaves ``(N, *batch, ...)``.
+        mixing: ``(*batch, M, N)``, rows that sum to 1.
+        batch: the shape of the series.
+        by: who averages, for the error.
+
+    Returns:
+        A tree with leaves ``(M, *batch, ...)``; differentiable in the leaves and in ``mixing``.
+
+    Raises:
+        TypeError: a leaf is not a floating-point tensor.
+
+    >>> import torch
+    >>> from pyro_ssm.infer.smc.tree import tree_mix
+    >>> tree_mix(torch.tensor([1.0, 3.0]), torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.Size(), "this")
+    tensor([2., 1.])
+    """
     lead = 1 + len(batch)
 
     def leaf(x: Tensor) -> Tensor:
-        if x.shape[1:lead] != batch:
-            x = x.expand(x.shape[:1] + batch + x.shape[lead:])
-        event = x.shape[lead:]
-        # one number a particle: a flat gather is several times faster than one of rows
-        rows = x.reshape(-1) if event.numel() == 1 else x.reshape(x.shape[0] * series, -1)
-        return rows.index_select(0, flat).reshape(ancestors.shape + event)
+        if not x.is_floating_point():
+            raise TypeError(
+                f"{by} averages particles, and a part of them is {x.dtype}. Keep such parts out of the "
+                'particles, or resample by ancestors (resampling="systematic")'
+            )
+        flat = x.expand(x.shape[:1] + batch + x.shape[lead:]).reshape(x.shape[:1] + batch + (-1,))
+        mixed = (mixing.to(x.dtype) @ flat.movedim(0, -2)).movedim(-2, 0)
+        return mixed.reshape(mixed.shape[:lead] + x.shape[lead:])
 
     return tree_map(leaf, tree)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,31 +18,60 @@ from pyro_ssm.infer.smc.stepper import Cloud, normalise
 from pyro_ssm.infer.smc.tree import take, tree_map
 from pyro_ssm.ops.resampling import systematic
 
-__all__ = ["ArtificialLaw", "artificial_laws", "two_filter_marginals"]
+__all__ = [
+    "ArtificialLaw",
+    "Regression",
+    "artificial_laws",
+    "backward_filter",
+    "drawn",
+    "held",
+    "normalised",
+    "two_filter_marginals",
+]
 
 _PAIRS = 2**22  # pairs of particles weighed at a time
 _WIDER = 1.5  # the covariance of an artificial law, in units of that of the filter: a proposal needs the heavier tail
 _JITTER = 1e-6  # in units of the mean variance: a cloud that has collapsed still gives a density
 
 
+class Regression(NamedTuple):
+    r"""A Gaussian law of a state given other numbers, fitted to a cloud: :math:`N(m + K (g - m_g),\; c\, R R^T)`.
+
+    >>> from pyro_ssm.infer.smc.two_filter import Regression
+    >>> Regression._fields
+    ('mean', 'gain', 'given_mean', 'root')
+    """
+
+    mean: Tensor  # (*batch, state)
+    gain: Tensor  # (*batch, state, given)
+    given_mean: Tensor  # (*batch, given)
+    root: Tensor  # (*batch, state, state)
+
+    @classmethod
+    def fit(cls, weights: Tensor, states: Tensor, given: Tensor, covariance: Tensor) -> Regression:
+        """Of states ``(N, *batch, state)`` on ``(N, *batch, given)``; ``covariance`` sets the scale of what is left."""
+        dim = states.shape[-1]
+        mean, joint = _moments(weights, torch.cat([states, given], -1))
+        gain = torch.cholesky_solve(joint[..., dim:, :dim], _root(joint[..., dim:, dim:])).mT
+        rest = joint[..., :dim, :dim] - gain @ joint[..., dim:, :dim]
+        return cls(mean[..., :dim], gain, mean[..., dim:], _root(_WIDER * rest, covariance))
+
+    def law(self, given: Tensor) -> MultivariateNormal:
+        """At numbers ``(N, *batch, given)``."""
+        mean = self.mean + (self.gain @ (given - self.given_mean).unsqueeze(-1)).squeeze(-1)
+        return MultivariateNormal(mean, scale_tril=self.root, validate_args=False)
+
+
 class ArtificialLaw(NamedTuple):
-    """A Gaussian :math:`\\gamma_k`, and a Gaussian kernel :math:`q(x_k \\mid x_{k+1})` that leads to it.
+    r"""A Gaussian :math:`\gamma_k`, and a Gaussian kernel :math:`q(x_k \mid x_{k+1})` that leads to it.
 
     >>> from pyro_ssm.infer.smc.two_filter import ArtificialLaw
     >>> ArtificialLaw._fields
-    ('law', 'mean', 'gain', 'later_mean', 'root')
+    ('law', 'kernel')
     """
 
     law: MultivariateNormal  # batch (*batch)
-    mean: Tensor  # (*batch, state), of the kernel; the rest is without meaning at the last step
-    gain: Tensor  # (*batch, state, state)
-    later_mean: Tensor  # (*batch, state)
-    root: Tensor  # (*batch, state, state)
-
-    def given(self, later: Tensor) -> MultivariateNormal:
-        """:math:`q(x_k \\mid x_{k+1})` at states ``(N, *batch, state)``."""
-        mean = self.mean + (self.gain @ (later - self.later_mean).unsqueeze(-1)).squeeze(-1)
-        return MultivariateNormal(mean, scale_tril=self.root, validate_args=False)
+    kernel: Regression  # without meaning at the last step
 
 
 def artificial_laws(ancestry: Ancestry) -> list[ArtificialLaw]:
@@ -70,7 +100,7 @@ def artificial_laws(ancestry: Ancestry) -> list[ArtificialLaw]:
     torch.Size([3])
     """
     states, clouds = ancestry.states, ancestry.clouds
-    dim, batch, last = states.shape[-1], clouds[0].log_weights.shape[1:], len(clouds) - 1
+    batch, last = clouds[0].log_weights.shape[1:], len(clouds) - 1
     laws = []
     for k, cloud in enumerate(clouds):
         mean, covariance = _moments(cloud.weights, states[k])
@@ -78,11 +108,8 @@ def artificial_laws(ancestry: Ancestry) -> list[ArtificialLaw]:
         after = min(k + 1, last)
         ancestors = ancestry.ancestors[after]
         early = states[k] if ancestors is None else take(states[k], ancestors, batch)
-        pair_mean, pair = _moments(clouds[after].weights, torch.cat([early, states[after]], -1))
-        gain = torch.cholesky_solve(pair[..., dim:, :dim], _root(pair[..., dim:, dim:])).mT
-        rest = pair[..., :dim, :dim] - gain @ pair[..., dim:, :dim]
-        root = _root(_WIDER * rest, covariance)
-        laws.append(ArtificialLaw(law, pair_mean[..., :dim], gain, pair_mean[..., dim:], root))
+        kernel = Regression.fit(clouds[after].weights, early, states[after], covariance)
+        laws.append(ArtificialLaw(law, kernel))
     return laws
 
 
@@ -121,36 +148,64 @@ def two_filter_marginals(fk: FeynmanKac, ancestry: Ancestry, noise: Noise) -> tu
     >>> [x.shape for x in two_filter_marginals(fk, found, PseudoRandom())]
     [torch.Size([100, 3, 4, 2]), torch.Size([100, 3, 4])]
     """
-    if fk.log_step is None or fk.extend is None:
-        raise ValueError(
-            "method 'two_filter' needs the density of a step (`log_step`) and `extend`, and this process lacks them. "
-            "Use method 'backward', 'marginal' or 'genealogy'"
-        )
-    flat = ancestry.states.flatten(0, -2)
-    if bool((flat == flat.round()).all(0).any()):
-        raise ValueError(
-            "method 'two_filter' proposes real states, and a coordinate of this state holds whole numbers only (a "
-            "regime?). Use method 'marginal' or 'backward'"
-        )
     laws = artificial_laws(ancestry)
-    num, last = len(flat) // (fk.num_times * fk.batch_shape.numel()), fk.num_times - 1
-    lead = torch.Size((num,)) + fk.batch_shape
-    state = _drawn(noise, last, fk.num_times, laws[last].law, lead)
-    log_weights = state.new_zeros(lead)
     found: list[tuple[Tensor, Tensor]] = []
-    for k in range(last, -1, -1):
-        if k < last:
-            state, log_weights = _step_back(fk, k, laws, state, log_weights, noise)
+    for k, state, log_weights in backward_filter(fk, ancestry, laws, noise):
         particles = fk.extend(k, None, state)
         if k == 0:
             link = fk.log_step(0, None, particles)
         else:
             link = _link(fk, k, ancestry.clouds[k - 1], particles)
-        total, _, weights, _ = normalise(log_weights - laws[k].law.log_prob(state) + link)
-        if fk.step_mask is None or bool(fk.step_mask[..., k].all()):
-            check_evidence(fk, total.unsqueeze(-1), k)
-        found.append((state, weights))
-    return _held(fk, found[::-1])
+        found.append((state, normalised(fk, k, log_weights - laws[k].law.log_prob(state) + link)))
+    return held(fk, found[::-1])
+
+
+def backward_filter(
+    fk: FeynmanKac, ancestry: Ancestry, laws: list[ArtificialLaw], noise: Noise
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    r"""The information filter from the last step to the first: k, states ``(N, *batch, state)`` and log-weights.
+
+    They stand for :math:`\gamma_k(x_k)\, p(y_{>k} \mid x_k)`; what was seen at k is not among the weights yet.
+
+    Raises:
+        ValueError: the process lacks a density, or a coordinate of the state holds whole numbers only.
+
+    >>> from pyro_ssm.infer.smc.two_filter import backward_filter
+    >>> backward_filter.__name__
+    'backward_filter'
+    """
+    if fk.log_step is None or fk.extend is None:
+        raise ValueError(
+            "methods with two filters need the density of a step (`log_step`) and `extend`, and this process lacks "
+            "them. Use method 'backward', 'marginal' or 'genealogy'"
+        )
+    flat = ancestry.states.flatten(0, -2)
+    if bool((flat == flat.round()).all(0).any()):
+        raise ValueError(
+            "methods with two filters propose real states, and a coordinate of this state holds whole numbers only (a "
+            "regime?). Use method 'marginal' or 'backward'"
+        )
+    num, last = len(flat) // (fk.num_times * fk.batch_shape.numel()), fk.num_times - 1
+    lead = torch.Size((num,)) + fk.batch_shape
+    state = drawn(noise, fk.num_times + last, laws[last].law, lead)
+    log_weights = state.new_zeros(lead)
+    yield last, state, log_weights
+    for k in range(last - 1, -1, -1):
+        state, log_weights = _step_back(fk, k, laws, state, log_weights, noise)
+        yield k, state, log_weights
+
+
+def normalised(fk: FeynmanKac, k: int, log_weights: Tensor) -> Tensor:
+    """Weights that sum to 1; an error names the step and the series where none is left.
+
+    >>> from pyro_ssm.infer.smc.two_filter import normalised
+    >>> normalised.__name__
+    'normalised'
+    """
+    total, _, weights, _ = normalise(log_weights)
+    if fk.step_mask is None or bool(fk.step_mask[..., k].all()):
+        check_evidence(fk, total.unsqueeze(-1), k)
+    return weights
 
 
 def _step_back(
@@ -164,8 +219,8 @@ def _step_back(
     later = torch.where(need.unsqueeze(-1), take(later, chosen, batch), later)
     log_weights = torch.where(need, -math.log(len(weights)), log_weights)
 
-    kernel = laws[k].given(later)
-    state = _drawn(noise, k, fk.num_times, kernel, log_weights.shape)
+    kernel = laws[k].kernel.law(later)
+    state = drawn(noise, fk.num_times + k, kernel, log_weights.shape)
     pair = fk.log_step(k + 1, fk.extend(k, None, state), fk.extend(k + 1, None, later))
     log_weights = log_weights + pair + laws[k].law.log_prob(state)
     log_weights = log_weights - laws[k + 1].law.log_prob(later) - kernel.log_prob(state)
@@ -189,8 +244,13 @@ def _link(fk: FeynmanKac, k: int, previous: Cloud, particles: Any) -> Tensor:
     return torch.cat(found)
 
 
-def _held(fk: FeynmanKac, found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """All steps, where a series that has ended keeps its last states and weights."""
+def held(fk: FeynmanKac, found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """States and weights of all steps, where a series that has ended keeps its last ones.
+
+    >>> from pyro_ssm.infer.smc.two_filter import held
+    >>> held.__name__
+    'held'
+    """
     if fk.step_mask is not None:
         for k in range(1, len(found)):
             alive = fk.step_mask[..., k]
@@ -199,10 +259,15 @@ def _held(fk: FeynmanKac, found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, T
     return torch.stack([state for state, _ in found], -2), torch.stack([weights for _, weights in found], -1)
 
 
-def _drawn(noise: Noise, k: int, num_times: int, law: MultivariateNormal, lead: torch.Size) -> Tensor:
-    """States ``(N, *batch, state)`` of a law of batch ``(*batch)`` or ``(N, *batch)``."""
+def drawn(noise: Noise, step: int, law: MultivariateNormal, lead: torch.Size) -> Tensor:
+    """States ``(N, *batch, state)`` of a law of batch ``(*batch)`` or ``(N, *batch)``, by the noise of a step.
+
+    >>> from pyro_ssm.infer.smc.two_filter import drawn
+    >>> drawn.__name__
+    'drawn'
+    """
     with_time = MultivariateNormal(law.mean.unsqueeze(-2), scale_tril=law.scale_tril.unsqueeze(-3), validate_args=False)
-    return noise.draw(num_times + k, with_time, lead + (1,)).squeeze(-2)
+    return noise.draw(step, with_time, lead + (1,)).squeeze(-2)
 
 
 def _white(law: MultivariateNormal, state: Tensor) -> Tensor:

@@ -8,10 +8,11 @@
 // sums over series C = sum e lambda', U = sum g e e' and sum g. W' G W with G = E Gamma E' - sym(E C') + (U - sum g I) / 2
 // is the gradient with respect to S. No inverse of Q, R or P is taken.
 
+constexpr i64 AHEAD = 3;  // steps that memory is asked for before they are taken
+
 // Sums of a group's gradients. Matrices with n columns are padded to ld; one entry a time where they vary over time.
 struct Sums {
     double *F, *E, *H, *RR;  // of F, Q Q', H and R R'
-    double *b, *d;           // of b and d, over all times
     double *C, *U, *weight;  // for each time up to `rest`, where all later times add up
 };
 
@@ -47,12 +48,9 @@ static Sums take_sums(const Context& c, const Layout& l, Arena& arena, bool cova
     out.F = arena.doubles(s.F); out.H = arena.doubles(s.H);
     out.E = covariance ? arena.doubles(s.E) : nullptr;
     out.RR = covariance ? arena.doubles(s.RR) : nullptr;
-    out.b = arena.doubles(c.n); out.d = arena.doubles(c.p);
     out.C = arena.doubles(s.C); out.U = arena.doubles(s.U); out.weight = arena.doubles(l.slots);
     return out;
 }
-
-static void add(double* to, const double* from, i64 count) { for (i64 i = 0; i < count; ++i) to[i] += from[i]; }
 
 // OUT (rows x ld) += sum over steps and lanes of x y'; x is (steps, rows, LANES), y (steps, n, LANES) or, for one lane,
 // (steps, ld) and x (steps, rows).
@@ -61,17 +59,18 @@ static void outer(double* out, const double* x, const double* y, i64 rows, i64 n
     if (LANES == 1) { product<true>(out, x, 1, rows, y, rows, steps, ld); return; }
     typedef typename Width<(LANES == 1 ? 8 : LANES)>::vec vec;
     constexpr int W = Width<(LANES == 1 ? 8 : LANES)>::value, NV = LANES == 1 ? 1 : LANES / W;
-    for (i64 i = 0; i < rows; i += 2)
+    constexpr int MR = NV == 1 ? 4 : 2;  // the sums stay in registers
+    for (i64 i = 0; i < rows; i += MR)
         for (i64 j = 0; j < n; j += 4) {
-            const i64 ni = rows - i < 2 ? 1 : 2, nj = n - j < 4 ? n - j : 4;
-            vec acc[2][4];
-            UNROLL for (int a = 0; a < 2; ++a) UNROLL for (int b = 0; b < 4; ++b) acc[a][b] = vec{};
+            const i64 ni = rows - i < MR ? rows - i : MR, nj = n - j < 4 ? n - j : 4;
+            vec acc[MR][4];
+            UNROLL for (int a = 0; a < MR; ++a) UNROLL for (int b = 0; b < 4; ++b) acc[a][b] = vec{};
             for (i64 s = 0; s < steps; ++s)
                 UNROLL for (int v = 0; v < NV; ++v) {
-                    vec xs[2], ys[4];
-                    UNROLL for (int a = 0; a < 2; ++a) xs[a] = *(const vec*)(x + (s * rows + i + (a < ni ? a : 0)) * LANES + v * W);
+                    vec xs[MR], ys[4];
+                    UNROLL for (int a = 0; a < MR; ++a) xs[a] = *(const vec*)(x + (s * rows + i + (a < ni ? a : 0)) * LANES + v * W);
                     UNROLL for (int b = 0; b < 4; ++b) ys[b] = *(const vec*)(y + (s * n + j + (b < nj ? b : 0)) * LANES + v * W);
-                    UNROLL for (int a = 0; a < 2; ++a) UNROLL for (int b = 0; b < 4; ++b) acc[a][b] += xs[a] * ys[b];
+                    UNROLL for (int a = 0; a < MR; ++a) UNROLL for (int b = 0; b < 4; ++b) acc[a][b] += xs[a] * ys[b];
                 }
             for (int a = 0; a < ni; ++a)
                 for (int b = 0; b < nj; ++b) {
@@ -95,6 +94,7 @@ struct MeanGradient {
     // blocks of steps: lambda- (x) beside the filtered mean before it (y), w beside the predicted mean (mp), e beside
     // g e and lambda (lam)
     double *lambda, *x, *y, *w, *mp, *es, *lam, *ges, *w_q, *mean, *weights;
+    double *b, *d, *weight;  // sums of a lane: of lambda-, of -w, of g
     i64 moved = 0, seen = 0, summed = 0, summed_slot = 0;
 
     MeanGradient(const Context& context, const Layout& l, i64 group, i64 tile_index, Arena& arena, const Sums& into)
@@ -105,6 +105,7 @@ struct MeanGradient {
         w = arena.doubles(STEPS * p * LANES); mp = arena.doubles(STEPS * pad_n);
         es = arena.doubles(STEPS * p * LANES); ges = arena.doubles(STEPS * p * LANES); lam = arena.doubles(STEPS * pad_n);
         w_q = arena.doubles(p * LANES); weights = arena.doubles(LANES);
+        b = arena.doubles(n * LANES); d = arena.doubles(p * LANES); weight = arena.doubles(LANES);
         for (int i = 0; i < LANES; ++i) {
             const i64 real = tile * LANES + i;
             active[i] = c.length(g, real);
@@ -133,13 +134,13 @@ struct MeanGradient {
         if (summed) {
             outer<LANES>(sums.C + slot * p * ld, es, lam, p, n, ld, summed);
             double* U = sums.U + slot * p * p;
-            for (i64 k = 0; k < summed; ++k)
-                for (i64 r = 0; r < p; ++r)
-                    for (i64 q = 0; q < p; ++q) {
-                        double sum = 0;
-                        for (int l = 0; l < LANES; ++l) sum += ges[(k * p + r) * LANES + l] * es[(k * p + q) * LANES + l];
-                        U[r * p + q] += sum;
-                    }
+            if (LANES > 1) outer<LANES>(U, ges, es, p, p, p, summed);
+            else
+                for (i64 k = 0; k < summed; ++k)
+                    for (i64 r = 0; r < p; ++r)
+                        for (i64 q = 0; q < p; ++q) U[r * p + q] += ges[k * p + r] * es[k * p + q];
+            for (int l = 0; l < LANES; ++l) sums.weight[slot] += weight[l];
+            for (int l = 0; l < LANES; ++l) weight[l] = 0;
         }
         summed = 0;
     }
@@ -150,6 +151,7 @@ struct MeanGradient {
         const KalmanArgs& a = c.a;
         bool pending = false;  // lambda- of the move into t + 1 waits in x for the mean of time t
         for (i64 t = c.times - 1; t >= 0; --t) {
+            if (t >= AHEAD) fetch(tape + (t - AHEAD) * c.mean_record, c.mean_record);
             const double *rec = record(t), *now = tape + t * c.mean_record, *e = now + n * LANES;
             const i64 q = (i64)rec[c.at_rows];
             const double* E = rec + c.at_E;
@@ -172,10 +174,14 @@ struct MeanGradient {
             if (c.moves(g, t)) pending = move(t);
         }
         flush_moves(0); flush_seen(0); flush_sums(summed_slot);
-        if (a.grad_m)
-            for (int l = 0; l < LANES; ++l)
-                if (index[l] >= 0)
-                    for (i64 j = 0; j < n; ++j) a.grad_m[index[l] * n + j] = lambda[j * LANES + l];
+        spread(a.grad_m, lambda, n); spread(a.grad_b_sum, b, n); spread(a.grad_d_sum, d, p);
+    }
+
+    // Lanes to their series.
+    void spread(double* to, const double* from, i64 size) {
+        for (int l = 0; to && l < LANES; ++l)
+            if (index[l] >= 0)
+                for (i64 j = 0; j < size; ++j) to[index[l] * size + j] = from[j * LANES + l];
     }
 
     void observe(i64 t, i64 q, const double* rec, const double* now, const double* e) {
@@ -191,8 +197,8 @@ struct MeanGradient {
         for (int l = 0; l < LANES; ++l) {
             weights[l] = t < active[l] && index[l] >= 0 && a.grad_log_likelihood
                              ? a.grad_log_likelihood[index[l] * c.times + t] : 0;
-            if (t < active[l]) sums.weight[slot] += weights[l];
         }
+        for (int l = 0; l < LANES; ++l) weight[l] += weights[l];
         for (i64 r = 0; r < q; ++r)
             for (int l = 0; l < LANES; ++l) {
                 e_t[r * LANES + l] = e[r * LANES + l];
@@ -221,9 +227,11 @@ struct MeanGradient {
             for (int l = 0; l < LANES; ++l) {
                 const double value = w_q[r * LANES + l];
                 w_t[row * LANES + l] = value;
-                sums.d[row] -= value;
-                if (a.grad_y && index[l] >= 0) a.grad_y[(index[l] * a.seen + s) * p + row] = value;
+                d[row * LANES + l] -= value;
             }
+            if (a.grad_y)
+                for (int l = 0; l < LANES; ++l)
+                    if (index[l] >= 0) a.grad_y[(index[l] * a.seen + s) * p + row] = w_q[r * LANES + l];
         }
         ++summed;
         if (a.grad_H) {
@@ -250,9 +258,7 @@ struct MeanGradient {
             for (int l = 0; l < LANES; ++l)
                 if (t >= active[l])
                     for (i64 j = 0; j < n; ++j) before[j * LANES + l] = 0;
-        if (a.grad_b_sum)
-            for (i64 j = 0; j < n; ++j)
-                for (int l = 0; l < LANES; ++l) sums.b[j] += before[j * LANES + l];
+        for (i64 j = 0; j < n * LANES; ++j) b[j] += before[j];
         if (a.grad_b)
             for (int l = 0; l < LANES; ++l)
                 if (index[l] >= 0)

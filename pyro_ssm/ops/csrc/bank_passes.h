@@ -145,7 +145,8 @@ template <class T> struct Bank {
             if (RESET) h = times(get(keep + at), h);
             h = ComplexKind::advance(A, h, times(get(u + at), B));
         }
-        Z x = load(carry, v), sum_a = load(grad_a, v), sum_b = load(grad_b, v), sum_C = load(grad_C, v);
+        const Z zero = {{V{}, V{}}};
+        Z x = load(carry, v), sum_a = zero, sum_b = zero, sum_C = zero;  // of these steps: rounding grows slowly
         for (i64 q = count - 1; q >= 0; --q) {
             const i64 at = q * BLOCK + v * N;
             const V g = get(grad_y + at), in = get(u + at);
@@ -160,9 +161,9 @@ template <class T> struct Bank {
             h = before;
         }
         store(carry, v, x);
-        store(grad_a, v, sum_a);
-        store(grad_b, v, sum_b);
-        store(grad_C, v, sum_C);
+        store(grad_a, v, plus(load(grad_a, v), sum_a));
+        store(grad_b, v, plus(load(grad_b, v), sum_b));
+        store(grad_C, v, plus(load(grad_C, v), sum_C));
     }
 };
 

@@ -24,20 +24,21 @@ class Arena {
 };
 
 // One time of a covariance recursion, in doubles from the start of its record:
-// P- (n x ld), P (n x ld), E = W H P- (p x ld), W = S^{-1/2} (p x p, lower), the constant of the density, the number
-// of rows seen. The gain is K = E' W: innovations are whitened first, e = W v, which keeps the digits of a vague prior.
+// P- (n x ld), E = W H P- (p x ld), W = S^{-1/2} (p x p, lower), the constant of the density, the number of rows seen,
+// whether P (n x ld) follows: where it does not, it is P- - E' E. The gain is K = E' W: innovations are whitened first, e = W v, which keeps the digits of a vague prior.
 struct Context {
     const KalmanArgs& a;
     i64 n, p, times, ld, lanes, tiles, record, mean_record;
-    i64 at_P, at_E, at_W, at_constant, at_rows;
+    i64 at_E, at_W, at_constant, at_rows, at_exact, at_P;
     std::vector<i64> seen_at;  // index of the observation at each time, or -1
 
     explicit Context(const KalmanArgs& args) : a(args), n(args.n), p(args.p), times(args.times) {
         ld = n <= 4 ? 4 : n <= 8 ? 8 : n <= 16 ? 16 : (n + 7) / 8 * 8;
         lanes = a.series == 1 ? 1 : 8;
         tiles = (a.series + lanes - 1) / lanes;
-        at_P = n * ld; at_E = 2 * n * ld; at_W = at_E + p * ld; at_constant = at_W + p * p; at_rows = at_constant + 1;
-        record = (at_rows + 8) / 8 * 8;
+        at_E = n * ld; at_W = at_E + p * ld; at_constant = at_W + p * p; at_rows = at_constant + 1;
+        at_exact = at_rows + 1; at_P = (at_exact + 8) / 8 * 8;
+        record = at_P + (n * ld + 7) / 8 * 8;
         mean_record = (n + p) * lanes;
         seen_at.assign((size_t)times, -1);
         for (i64 s = 0; s < a.seen; ++s) seen_at[(size_t)(a.at ? a.at[s] : s)] = s;
@@ -77,3 +78,26 @@ struct Context {
         return t;
     }
 };
+
+// The problem of group g alone.
+static KalmanArgs group_of(KalmanArgs a, i64 g) {
+    const i64 all = g * a.series, moves = a.times > 1 ? a.times - 1 : 0;
+    auto by = [](auto*& pointer, i64 count) { if (pointer) pointer += count; };
+    by(a.y, g * a.y_g); by(a.mask, g * a.mask_g); by(a.move, g * a.move_g); by(a.lengths, all);
+    by(a.m, g * a.m_g); by(a.L, g * a.L_g); by(a.F, g * a.F_g); by(a.b, g * a.b_g); by(a.Q, g * a.Q_g);
+    by(a.H, g * a.H_g); by(a.d, g * a.d_g); by(a.R, g * a.R_g);
+    by(a.log_likelihood, all * a.times);
+    by(a.filtered_mean, all * a.times * a.n); by(a.predicted_mean, all * a.times * a.n);
+    by(a.filtered_root, g * a.times * a.n * a.n); by(a.predicted_root, g * a.times * a.n * a.n);
+    by(a.grad_log_likelihood, all * a.times);
+    by(a.grad_filtered_mean, all * a.times * a.n); by(a.grad_predicted_mean, all * a.times * a.n);
+    by(a.grad_y, all * a.seen * a.p); by(a.grad_m, all * a.n); by(a.grad_b, all * moves * a.n);
+    by(a.grad_b_sum, all * a.n); by(a.grad_d_sum, all * a.p);
+    by(a.grad_L, a.L_g ? g * a.n * a.n : 0);
+    by(a.grad_F, a.F_g ? g * (a.F_t ? moves : 1) * a.n * a.n : 0);
+    by(a.grad_Q, a.Q_g ? g * (a.Q_t ? moves : 1) * a.n * a.n : 0);
+    by(a.grad_H, a.H_g ? g * (a.H_t ? a.seen : 1) * a.p * a.n : 0);
+    by(a.grad_R, a.R_g ? g * (a.R_t ? a.seen : 1) * a.p * a.p : 0);
+    a.groups = 1;
+    return a;
+}

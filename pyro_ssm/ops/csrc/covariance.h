@@ -67,6 +67,7 @@ struct System {
     double *H;       // the rows seen (p x ld)
     double *RR;      // R R' of the rows seen (p x p)
     i64 *rows;       // which rows are seen
+    i64 *found;      // scratch: those of the next time
     i64 q = -1;      // how many
     bool whole = false, moving = false;
     double *H_all, *RR_all;
@@ -81,7 +82,7 @@ struct System {
         H = arena.doubles(c.p * ld); H_all = arena.doubles(c.p * ld);
         RR = arena.doubles(c.p * c.p); RR_all = arena.doubles(c.p * c.p);
         noise = arena.doubles(c.p); factor = arena.doubles(c.p * c.p);
-        rows = arena.take<i64>(c.p);
+        rows = arena.take<i64>(c.p); found = arena.take<i64>(c.p);
     }
     const double* dense_F(i64 t) const { return c.a.F + g * c.a.F_g + (t - 1) * c.a.F_t; }
     // F and, for covariances, Q of the move into time t.
@@ -99,9 +100,11 @@ struct System {
         const KalmanArgs& a = c.a;
         const i64 s = c.seen_at[(size_t)t], p = c.p;
         if (whole && !a.mask && !a.H_t && !a.R_t) return s < 0 ? 0 : q;
-        const i64 now = c.rows_seen(g, t, rows);
+        const i64 now = c.rows_seen(g, t, found);
         if (now == 0) return 0;
         const bool fresh = !whole;
+        if (!fresh && !a.H_t && !a.R_t && now == q && !std::memcmp(found, rows, sizeof(i64) * (size_t)q)) return q;
+        std::memcpy(rows, found, sizeof(i64) * (size_t)now);
         if (fresh || a.H_t) pad(H_all, a.H + g * a.H_g + s * a.H_t, p, c.n, ld);
         if (covariances && (fresh || a.R_t)) gram(RR_all, a.R + g * a.R_g + s * a.R_t, p, p, p);
         whole = true;
@@ -123,6 +126,7 @@ struct Covariances {
     const Context& c;
     System system;
     const i64 g, n, p, ld;
+    double *P;            // the last filtered covariance
     double *T1, *T2, *B, *S, *root, *ahead, *array;
     bool sharp = false;   // the last update was by a nearly exact observation
     bool redone = false;  // the record of the time before was improved
@@ -131,28 +135,29 @@ struct Covariances {
 
     Covariances(const Context& context, i64 group, Arena& arena)
         : c(context), system(context, group, arena), g(group), n(context.n), p(context.p), ld(context.ld) {
+        P = arena.doubles(n * ld);
         T1 = arena.doubles(n * ld); T2 = arena.doubles(n * ld);
         B = arena.doubles(p * ld);
         S = arena.doubles(p * p);
         root = arena.doubles(n * n); ahead = arena.doubles(n * n); array = arena.doubles((n + p) * (n + p > 2 * n ? n + p : 2 * n));
     }
 
-    // The record of time t from that of t - 1; false where the innovation covariance is singular.
-    bool step(i64 t, const double* before, double* record) {
+    // The record of time t, whose law follows that of t - 1, in P; false where the innovation covariance is singular.
+    bool step(i64 t, double* before, double* record) {
         double* Pp = record;
         const i64 width = ld;
         if (t == 0) {
             gram(Pp, c.a.L + g * c.a.L_g, n, n, width);
             for (i64 i = 0; i < n * n; ++i) root[i] = c.a.L[g * c.a.L_g + i];
         } else if (!c.moves(g, t)) {
-            for (i64 i = 0; i < n * width; ++i) Pp[i] = before[c.at_P + i];
+            std::memcpy(Pp, P, sizeof(double) * (size_t)(n * width));
         } else if (rooted) {
             move_root(t);
             gram(Pp, root, n, n, width);
         } else {
             system.move(t, true);
-            congruence(system.F, Pp, T1, T2, before + c.at_P, ld);
-            for (i64 i = 0; i < n * width; ++i) Pp[i] += system.QQ[i];
+            congruence(system.F, system.FT, Pp, T1, T2, P, ld);
+            add(Pp, system.QQ, n * width);
         }
         for (i64 i = 0; i < n; ++i)
             if (!(Pp[i * width + i] < HUGE_VAL)) return false;
@@ -161,7 +166,7 @@ struct Covariances {
             semidefinite_root(root, n, Pp, n, width);
             if (thin(Pp)) {
                 system.observe(t - 1, true);
-                if (!carefully(t - 1, const_cast<double*>(before), (i64)before[c.at_rows])) return false;
+                if (!carefully(t - 1, before, (i64)before[c.at_rows])) return false;
                 if (c.moves(g, t)) move_root(t);
                 gram(Pp, root, n, n, width);
                 redone = true;
@@ -174,10 +179,9 @@ struct Covariances {
         const i64 q = system.observe(t, true);
         if (t == 0) rooted = vague(Pp, t, q);
         record[c.at_rows] = (double)q;
-        record[c.at_constant] = 0;
-        double* P = record + c.at_P;
+        record[c.at_constant] = record[c.at_exact] = 0;
         if (q == 0) {
-            for (i64 i = 0; i < n * width; ++i) P[i] = Pp[i];
+            std::memcpy(P, Pp, sizeof(double) * (size_t)(n * width));
             return true;
         }
         if (!(rooted && (thin(Pp) || vague(Pp, t, q))) && update(record, q)) {
@@ -226,7 +230,7 @@ struct Covariances {
     // False where rounding may have hurt the result.
     bool update(double* record, i64 q) {
         const i64 width = ld;
-        double *Pp = record, *P = record + c.at_P, *E = record + c.at_E, *W = record + c.at_W;
+        double *Pp = record, *E = record + c.at_E, *W = record + c.at_W;
         product<false>(B, system.H, width, 1, Pp, q, n, ld);  // B' = H P-
         for (i64 r = 0; r < q; ++r)
             for (i64 k = 0; k <= r; ++k) S[r * p + k] = dot(system.H + r * width, B + k * width, ld) + system.RR[r * p + k];
@@ -251,11 +255,9 @@ struct Covariances {
             for (i64 j = 0; j < width; ++j) row[j] = W[r * p] * B[j];
             for (i64 k = 1; k <= r; ++k) add_row(row, W[r * p + k], B + k * width, ld);
         }
-        for (i64 i = 0; i < n; ++i) {
-            double* row = P + i * width;
-            for (i64 j = 0; j < width; ++j) row[j] = Pp[i * width + j];
-            for (i64 r = 0; r < q; ++r) add_row(row, -E[r * width + i], E + r * width, ld);
-        }
+        for (i64 i = 0; i < q * width; ++i) B[i] = -E[i];
+        std::memcpy(P, Pp, sizeof(double) * (size_t)(n * width));
+        product<true>(P, B, 1, ld, E, n, q, ld);
         for (i64 i = 0; i < n; ++i)
             if (!(P[i * width + i] >= CAREFUL * Pp[i * width + i])) return false;
         record[c.at_constant] = -log_root - 0.5 * 1.8378770664093454836 * (double)q;
@@ -277,7 +279,7 @@ struct Covariances {
     bool carefully(i64 t, double* record, i64 q) {
         const KalmanArgs& a = c.a;
         const i64 width = ld, cols = n + p, s = c.seen_at[(size_t)t];
-        double *Pp = record, *P = record + c.at_P, *E = record + c.at_E, *W = record + c.at_W;
+        double *Pp = record, *E = record + c.at_E, *W = record + c.at_W;
         const double* R = a.R + g * a.R_g + s * a.R_t;
         if (t == 0) for (i64 i = 0; i < n * n; ++i) root[i] = a.L[g * a.L_g + i];
         else if (!rooted) semidefinite_root(root, n, Pp, n, width);
@@ -311,6 +313,8 @@ struct Covariances {
         for (i64 i = 0; i < n; ++i)
             for (i64 j = 0; j < n; ++j) root[i * n + j] = q + j < cols ? array[(q + i) * cols + q + j] : 0;
         gram(P, root, n, n, width);
+        record[c.at_exact] = 1;
+        std::memcpy(record + c.at_P, P, sizeof(double) * (size_t)(n * width));
         rooted = true;
         record[c.at_constant] = -log_root - 0.5 * 1.8378770664093454836 * (double)q;
         return true;

@@ -57,6 +57,13 @@ template <class T> struct Elementary {
         const I power = bits<I>(shifted) - bits<I>(zero + K::round), half = power >> 1;
         return p * bits<V>((half + K::bias) << K::mantissa) * bits<V>((power - half + K::bias) << K::mantissa);
     }
+    // 1 - e^-y for y >= 0, to the last digits where y is small
+    SIMD_INLINE V one_minus_exp(V y) {
+        const V zero = V{}, r = choose(y > zero + T(0.34), zero, -y);
+        V p = zero + K::exp_series(0);
+        for (int i = 1; i < K::exp_terms; ++i) p = p * r + K::exp_series(i);
+        return choose(y > zero + T(0.34), T(1) - exp(-y), -(p * (r * r) + r));
+    }
     SIMD_INLINE V logistic(V x) { return T(1) / (T(1) + exp(-x)); }
     // log(1 + e) for 0 <= e <= 1, where s = e / (2 + e)
     SIMD_INLINE V log1p_of(V s) {

@@ -182,7 +182,7 @@ struct Forward {
                 given = given && !c.moves(g, t);
                 write_root(c.a.predicted_root, t, record(t), given, covariances.rooted_ahead ? covariances.ahead : nullptr);
                 given = given && record(t)[c.at_rows] == 0;
-                write_root(c.a.filtered_root, t, record(t) + c.at_P, given, covariances.rooted ? covariances.root : nullptr);
+                write_root(c.a.filtered_root, t, covariances.P, given, covariances.rooted ? covariances.root : nullptr);
             }
             auto work = [&](i64 begin, i64 end) {
                 for (i64 i = begin; i < end; ++i)

@@ -7,7 +7,8 @@ struct CovarianceGradient {
     System system;
     Sums sums;
     Left back;  // F'
-    double *gamma, *EF, *T, *EG, *Z, *Y, *WH, *G, *EC, *FP;
+    double *F;   // padded
+    double *gamma, *EF, *T, *EG, *Z, *Y, *WH, *G, *EC, *FP, *half, *pair, *P;
 
     CovarianceGradient(const Context& context, const Layout& l, i64 group, Arena& arena, const Sums& into)
         : c(context), layout(l), g(group), n(c.n), p(c.p), ld(c.ld), width(c.ld),
@@ -16,6 +17,7 @@ struct CovarianceGradient {
         gamma = arena.doubles(n * ld); EF = arena.doubles(n * ld); T = arena.doubles(n * ld);
         FP = arena.doubles(n * ld);
         EG = arena.doubles(p * ld); WH = arena.doubles(p * ld); Z = arena.doubles(p * ld); Y = arena.doubles(p * ld);
+        half = arena.doubles(2 * p * ld); pair = arena.doubles(2 * p * ld); F = arena.doubles(n * ld); P = arena.doubles(n * ld);
         G = arena.doubles(p * p); EC = arena.doubles(p * p);
     }
     // gamma: of P -> of P-, given the sums over series; with gradients of H and R where `sum`.
@@ -36,11 +38,11 @@ struct CovarianceGradient {
                     0.25 * (U[r * p + k] + U[k * p + r]) - (r == k ? 0.5 * weight : 0);
         product<false>(Y, G, p, 1, WH, q, q, ld);
         for (i64 i = 0; i < q * width; ++i) Z[i] = C[i] - 2 * EG[i] + Y[i];
-        for (i64 i = 0; i < n; ++i)
-            for (i64 r = 0; r < q; ++r) {
-                add_row(gamma + i * width, 0.5 * Z[r * width + i], WH + r * width, ld);
-                add_row(gamma + i * width, 0.5 * WH[r * width + i], Z + r * width, ld);
-            }
+        // gamma += sym(Z' WH)
+        for (i64 i = 0; i < q * width; ++i) half[i] = 0.5 * Z[i], half[q * width + i] = 0.5 * WH[i];
+        std::memcpy(pair, WH, sizeof(double) * (size_t)(q * width));
+        std::memcpy(pair + q * width, Z, sizeof(double) * (size_t)(q * width));
+        product<true>(gamma, half, 1, ld, pair, n, 2 * q, ld);
         if (!sum) return;
         double* RR = sums.RR + s * layout.RR;
         for (i64 r = 0; r < q; ++r)  // W' G W
@@ -62,22 +64,29 @@ struct CovarianceGradient {
             for (i64 k = r; k < q; ++k) add_row(out + system.rows[r] * width, W[k * p + r], Y + k * width, ld);
     }
     void read_F(i64 t, bool fresh) {
-        if (fresh || c.a.F_t) back.read(system.dense_F(t), 1, n, n);
+        if (!fresh && !c.a.F_t) return;
+        back.read(system.dense_F(t), 1, n, n);
+        pad(F, system.dense_F(t), n, n, ld);
     }
-    // gamma: of P- at t -> of P at t - 1; P is the filtered covariance of t - 1.
-    void move(i64 t, const double* P, bool sum) {
-        if (sum) {
-            add(sums.E + (t - 1) * layout.E, gamma, n * width);
-            if (c.a.grad_F) {  // 2 E F P, with F P = (P F')'
-                const double* F = system.dense_F(t);
-                product<false>(FP, F, n, 1, P, n, n, ld);
-                double* out = sums.F + (t - 1) * layout.F;
-                for (i64 i = 0; i < n * width; ++i) T[i] = 2 * gamma[i];
-                product<true>(out, T, width, 1, FP, n, n, ld);
-            }
-        }
-        congruence(back, T, EF, FP, gamma, ld);
+    // The filtered covariance of a record.
+    const double* filtered(const double* rec) {
+        if (rec[c.at_exact] != 0) return rec + c.at_P;
+        const i64 q = (i64)rec[c.at_rows];
+        if (q == 0) return rec;
+        for (i64 i = 0; i < q * width; ++i) half[i] = -rec[c.at_E + i];
+        std::memcpy(P, rec, sizeof(double) * (size_t)(n * width));
+        product<true>(P, half, 1, ld, rec + c.at_E, n, q, ld);
+        return P;
+    }
+    // gamma: of P- at t -> of P at t - 1, whose record is `before`.
+    void move(i64 t, const double* before, bool sum) {
+        if (sum) add(sums.E + (t - 1) * layout.E, gamma, n * width);
+        congruence(back, F, T, EF, FP, gamma, ld);
         std::memcpy(gamma, T, sizeof(double) * (size_t)(n * width));
+        if (sum && c.a.grad_F) {  // 2 E F P, with E F = (F' E)'
+            for (i64 i = 0; i < n * width; ++i) EF[i] *= 2;
+            product<true>(sums.F + (t - 1) * layout.F, EF, 1, width, filtered(before), n, n, ld);
+        }
     }
 };
 
@@ -167,7 +176,7 @@ struct Backward {
             if (no_memory[k]) throw std::bad_alloc();
             if (k == 0) continue;
             const Sums& part = parts[(size_t)k];
-            add(sums.F, part.F, size.F); add(sums.H, part.H, size.H); add(sums.b, part.b, n); add(sums.d, part.d, p);
+            add(sums.F, part.F, size.F); add(sums.H, part.H, size.H);
             add(sums.C, part.C, size.C); add(sums.U, part.U, size.U); add(sums.weight, part.weight, layout.slots);
         }
     }
@@ -177,10 +186,11 @@ struct Backward {
         if (c.times > 1) pass.read_F(c.times - 1, true);
         if (memory) t = standing(pass);
         for (; t >= 0; --t) {
+            if (t >= AHEAD) fetch(record(t - AHEAD), c.at_P);
             pass.update(t, record(t), sums.C + t * p * ld, sums.U + t * p * p, sums.weight[t], true);
             if (c.moves(g, t)) {
                 pass.read_F(t, false);
-                pass.move(t, record(t - 1) + c.at_P, true);
+                pass.move(t, record(t - 1), true);
             }
         }
         if (grad_L) {
@@ -195,7 +205,7 @@ struct Backward {
         const i64 nn = n * width, pn = p * ld, pp = p * p;
         for (i64 t = layout.rest - 1; t >= zone; --t) {  // gamma- of the first, which the later ones no longer reach
             pass.update(t, rec, sums.C + t * pn, sums.U + t * pp, sums.weight[t], false);
-            if (t > zone) pass.move(t, rec + c.at_P, false);
+            if (t > zone) pass.move(t, rec, false);
         }
         double *first = arena.doubles(nn), *C = arena.doubles(pn), *U = arena.doubles(pp), weight = 0;
         std::memcpy(first, pass.gamma, sizeof(double) * (size_t)nn);
@@ -212,20 +222,20 @@ struct Backward {
         for (i64 j = 0; j < powers.count; ++j) {
             A.read(powers.matrix[j], 1, width, n);  // transposed
             if (j == 0) {
-                congruence(A, M, MT, T, first, ld);
+                congruence(A, powers.matrix[j], M, MT, T, first, ld);
                 for (i64 i = 0; i < nn; ++i) X[i] -= M[i];
             }
-            congruence(A, M, MT, T, X, ld);
+            congruence(A, powers.matrix[j], M, MT, T, X, ld);
             add(X, M, nn);
         }
         // the sum of gamma over the zone is F' (X - first) F
         for (i64 i = 0; i < nn; ++i) pass.gamma[i] = X[i] - first[i];
-        pass.move(zone, rec + c.at_P, false);
+        pass.move(zone, rec, false);
         pass.update(settled, rec, C, U, weight, true);
         std::memcpy(pass.gamma, X, sizeof(double) * (size_t)nn);
-        pass.move(zone, rec + c.at_P, true);
+        pass.move(zone, rec, true);
         std::memcpy(pass.gamma, first, sizeof(double) * (size_t)nn);
-        pass.move(zone, rec + c.at_P, false);
+        pass.move(zone, rec, false);
         return settled;
     }
     // out += 2 G root
@@ -259,10 +269,19 @@ struct Backward {
         for (i64 k = 0; to.grad_R && k < R; ++k)
             times_root(to.grad_R + ((a.R_g ? g * R : 0) + k) * p * p, sums.RR + k * layout.RR, p,
                        a.R + g * a.R_g + k * a.R_t, p);
-        if (to.grad_b_sum) add(to.grad_b_sum, sums.b, n);
-        if (to.grad_d_sum) add(to.grad_d_sum, sums.d, p);
     }
 };
+
+// One group without a tape: its filter runs again, into memory that stays near.
+static void anew(KalmanArgs a, double* tape, void* threads) {
+    a.tape = tape;
+    const Context c(a);
+    i64 failed;
+    if (!Forward(c, 0).run(&failed, threads)) return;  // as the first time
+    Backward pass(c, 0, a.grad_L);
+    pass.run(threads);
+    pass.flush(a);
+}
 
 // Groups in fixed chunks; what groups share is summed within a chunk, then over chunks in order.
 static int backward_all(const Context& c) {
@@ -273,21 +292,28 @@ static int backward_all(const Context& c) {
     const Part parts[] = {
         {&KalmanArgs::grad_F, a.F_g == 0, (a.F_t ? moves : 1) * n * n}, {&KalmanArgs::grad_Q, a.Q_g == 0, (a.Q_t ? moves : 1) * n * n},
         {&KalmanArgs::grad_H, a.H_g == 0, (a.H_t ? a.seen : 1) * p * n}, {&KalmanArgs::grad_R, a.R_g == 0, (a.R_t ? a.seen : 1) * p * p},
-        {&KalmanArgs::grad_L, a.L_g == 0, n * n}, {&KalmanArgs::grad_b_sum, true, n}, {&KalmanArgs::grad_d_sum, true, p},
+        {&KalmanArgs::grad_L, a.L_g == 0, n * n},
     };
-    Arena arena;
+    Arena shared;
     std::vector<KalmanArgs> own((size_t)chunks, a);
     for (i64 k = 1; k < chunks; ++k)
         for (const Part& part : parts)
-            if (a.*part.field && part.shared) own[(size_t)k].*part.field = arena.doubles(part.count);
+            if (a.*part.field && part.shared) own[(size_t)k].*part.field = shared.doubles(part.count);
     std::vector<char> no_memory((size_t)chunks, 0);
     auto work = [&](i64 begin, i64 end) {
         for (i64 k = begin; k < end; ++k) {
             try {
+                Arena arena;
+                double* tape = a.tape ? nullptr : arena.doubles(Context(group_of(a, 0)).tape_size());
+                void* threads = a.groups == 1 ? a.parallel_for : nullptr;
                 for (i64 g = a.groups * k / chunks; g < a.groups * (k + 1) / chunks; ++g) {
-                    Backward pass(c, g, own[(size_t)k].grad_L);
-                    pass.run(a.groups == 1 ? a.parallel_for : nullptr);
-                    pass.flush(own[(size_t)k]);
+                    if (a.tape) {
+                        Backward pass(c, g, own[(size_t)k].grad_L);
+                        pass.run(threads);
+                        pass.flush(own[(size_t)k]);
+                    } else {
+                        anew(group_of(own[(size_t)k], g), tape, threads);
+                    }
                 }
             } catch (const std::bad_alloc&) { no_memory[(size_t)k] = 1; }
         }

@@ -30,7 +30,8 @@ struct KalmanArgs {
     double* predicted_mean;
     double* filtered_root;                  // (groups, times, n, n)
     double* predicted_root;
-    double* tape;                           // kalman_tape_size(...) doubles, read by the backward pass
+    double* tape;                           // kalman_tape_size(...) doubles, read by the backward pass; there null
+                                            // = filter again, a group at a time
     i64* failed;                            // (2): group and time of a singular innovation covariance
     void* parallel_for;                     // torch_parallel_for, or null for one thread
     // backward: gradients of the results, contiguous; null = zero
@@ -44,10 +45,10 @@ struct KalmanArgs {
     double* grad_L;                         // (groups or 1, n, n)
     double* grad_F;                         // (groups or 1, times - 1 or 1, n, n)
     double* grad_b;                         // (groups, series, times - 1, n)
-    double* grad_b_sum;                     // (n): its sum over groups, series and times
+    double* grad_b_sum;                     // (groups, series, n): its sum over times
     double* grad_Q;                         // (groups or 1, times - 1 or 1, n, n)
     double* grad_H;                         // (groups or 1, seen or 1, p, n)
-    double* grad_d_sum;                     // (p): the sum over groups, series and times of minus grad_y
+    double* grad_d_sum;                     // (groups, series, p): the sum over times of minus grad_y
     double* grad_R;                         // (groups or 1, seen or 1, p, p)
 };
 

@@ -22,7 +22,13 @@ namespace {
 #include "gradient.h"
 #include "smoother.h"
 
-int dispatch(int (*pass)(const Context&), const KalmanArgs& args) {
+// A mask that hides nothing is none.
+void drop(const uint8_t*& mask, i64 size) {
+    if (mask && !std::memchr(mask, 0, (size_t)size)) mask = nullptr;
+}
+int dispatch(int (*pass)(const Context&), KalmanArgs args) {
+    drop(args.mask, (args.mask_g ? args.groups : 1) * args.seen * args.p);
+    drop(args.move, (args.move_g ? args.groups : 1) * args.times);
     try {
         return pass(Context(args));
     } catch (const std::bad_alloc&) { return KALMAN_NO_MEMORY; }

@@ -1,4 +1,4 @@
-// The selective scan and the short convolution for one instruction set. Each selective_*.cpp defines PYRO_SSM_ISA (a
+// The selective scan, the short convolution and elementwise functions for one instruction set. Each selective_*.cpp defines PYRO_SSM_ISA (a
 // namespace) and PYRO_SSM_BYTES (of a register), includes the system headers below for any processor, switches its
 // instructions on, and includes this file again.
 #if !defined(PYRO_SSM_SYSTEM_HEADERS)
@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "causal_conv1d.h"
+#include "elementwise.h"
 #include "selective_scan.h"
 #else
 namespace PYRO_SSM_ISA {
@@ -19,6 +20,7 @@ namespace {
 #include "selective_forward.h"
 #include "selective_backward.h"
 #include "convolve.h"
+#include "elementwise_passes.h"
 
 template <class Args> int run(int (*floats)(const Args&), int (*doubles)(const Args&), const Args& a) {
     return a.doubles ? doubles(a) : floats(a);
@@ -28,19 +30,10 @@ int backward(const SelectiveArgs& a) { return run(selective_backward_of<float>, 
 int convolve(const ConvolveArgs& a) { return run(convolve_forward_of<float>, convolve_forward_of<double>, a); }
 int convolve_back(const ConvolveArgs& a) { return run(convolve_backward_of<float>, convolve_backward_of<double>, a); }
 
-template <class T> void elementary_of(i64 what, i64 count, const void* in, void* out) {
-    typedef Simd<T> S;
-    typedef Elementary<T> E;
-    for (i64 i = 0; i < count; i += S::W) {
-        const typename S::V x = S::load(at<T>(in, i), count - i);
-        S::store(at<T>(out, i), what == 0 ? E::exp(x) : what == 1 ? E::softplus(x) : E::logistic(x), count - i);
-    }
-}
-void elementary(i64 doubles, i64 what, i64 count, const void* in, void* out) {
-    doubles ? elementary_of<double>(what, count, in, out) : elementary_of<float>(what, count, in, out);
-}
+int apply(const ElementwiseArgs& a) { return run(elementwise_of<float>, elementwise_of<double>, a); }
 }  // namespace
-extern const SelectiveCode code = {forward, backward, elementary};
+extern const SelectiveCode code = {forward, backward};
+extern const ElementwiseCode elementwise_code = {apply};
 extern const ConvolveCode convolve_code = {convolve, convolve_back};
 }  // namespace PYRO_SSM_ISA
 #endif

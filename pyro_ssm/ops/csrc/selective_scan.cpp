@@ -1,9 +1,10 @@
-// The functions of the selective scan and the short convolution that Python calls.
+// The functions of the selective scan, the short convolution and elementwise functions that Python calls.
 #include "selective_scan.h"
 #include "causal_conv1d.h"
+#include "elementwise.h"
 #include "isa.h"
 
-#define DECLARE(isa) namespace isa { extern const SelectiveCode code; extern const ConvolveCode convolve_code; }
+#define DECLARE(isa) namespace isa { extern const SelectiveCode code; extern const ConvolveCode convolve_code; extern const ElementwiseCode elementwise_code; }
 DECLARE(selective_base)
 DECLARE(selective_avx2)
 DECLARE(selective_avx512)
@@ -21,6 +22,5 @@ EXPORT int pyro_ssm_selective_forward(const SelectiveArgs* args) { return CHOOSE
 EXPORT int pyro_ssm_selective_backward(const SelectiveArgs* args) { return CHOOSE(code).backward(*args); }
 EXPORT int pyro_ssm_convolve_forward(const ConvolveArgs* args) { return CHOOSE(convolve_code).forward(*args); }
 EXPORT int pyro_ssm_convolve_backward(const ConvolveArgs* args) { return CHOOSE(convolve_code).backward(*args); }
-EXPORT void pyro_ssm_elementary(i64 doubles, i64 what, i64 count, const void* in, void* out) {
-    CHOOSE(code).elementary(doubles, what, count, in, out);
-}
+EXPORT i64 pyro_ssm_elementwise_args_size() { return (i64)sizeof(ElementwiseArgs); }
+EXPORT int pyro_ssm_elementwise(const ElementwiseArgs* args) { return CHOOSE(elementwise_code).apply(*args); }

@@ -53,6 +53,4 @@ enum { SELECTIVE_CHUNK = 16 };  // steps between the states that are kept
 struct SelectiveCode {
     int (*forward)(const SelectiveArgs&);
     int (*backward)(const SelectiveArgs&);
-    // out = exp (0), softplus (1) or logistic function (2) of `count` numbers: for tests of elementary.h
-    void (*elementary)(i64 doubles, i64 what, i64 count, const void* in, void* out);
 };

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from pyro_ssm.diagnostics import to_inference_data
-from pyro_ssm.infer import bootstrap, ibis, kalman_filter, locally_optimal, smc_sampler, smc_squared
+from pyro_ssm.infer import (
+    bootstrap,
+    ibis,
+    kalman_filter,
+    locally_optimal,
+    particle_gibbs,
+    pmmh,
+    smc_sampler,
+    smc_squared,
+)
 from pyro_ssm.infer.smc.moves import AdaptiveWalk, walk_root
 from pyro_ssm.predict import posterior_draws
 from tests.infer.smc.known_posterior import D, assert_mean, judged, logs, priors, quadrature
@@ -162,10 +171,14 @@ def test_root_of_a_weighted_cloud():
     exact = 2.38**2 / 3 * torch.cov(x.T, aweights=weights, correction=0)
     assert torch.allclose(root @ root.mT, exact, rtol=2e-2, atol=1e-2)
     assert bool(torch.isfinite(walk_root(torch.zeros(5, 2, dtype=D))).all())  # all members the same
+    units = torch.tensor([1e-3, 1.0, 1e4], dtype=D)  # a walk knows no units
+    assert torch.allclose(walk_root(units * x, weights), units.unsqueeze(-1) * root, rtol=1e-3)
+    few = walk_root(units * x[:2])  # two members lie on a line
+    assert bool((few.diagonal() > 1e-3 * units).all())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ibis", "smc squared"])
+@pytest.mark.parametrize("kind", ["ibis", "smc squared", "pmmh", "particle gibbs"])
 def test_simulation_based_calibration(kind):
     """Ranks of the truth among draws of its posterior are uniform."""
     from tests.infer.smc.known_posterior import make_data, make_model
@@ -174,14 +187,20 @@ def test_simulation_based_calibration(kind):
     sampler = {
         "ibis": lambda data: ibis(model, data, 120, num_moves=4, progress=False),
         "smc squared": lambda data: smc_squared(model, data, 90, 15, progress=False),
+        # the last draws of as many chains as draws are wanted: independent, whatever the autocorrelation
+        "pmmh": lambda data: pmmh(model, data, 1, 15, num_chains=draws, num_warmup=80, progress=False),
+        "particle gibbs": lambda data: particle_gibbs(
+            model, data, 1, 8, num_chains=draws, num_warmup=40, progress=False
+        ),
     }[kind]
     grid = make_data(6)
     for _ in range(80):
         truth = {name: law.sample() for name, law in priors(model)}
         _, y = model.bind(truth)(grid.without_values())
         found = sampler(grid.replace(values=y, mask=grid.mask))
-        some = torch.randperm(found.states.shape[1])[:draws]
-        ranks.append([int((found.parameters[name][0, some] < value).sum()) for name, value in truth.items()])
+        drawn = found.get_samples()
+        some = torch.randperm(len(drawn["z"]))[:draws]
+        ranks.append([int((drawn[name][some] < value).sum()) for name, value in truth.items()])
     for column in torch.tensor(ranks).T:
         counts = torch.bincount(column // 4, minlength=4).double()  # 16 ranks in 4 bins
         chi2 = float(((counts - 20) ** 2 / 20).sum())

@@ -74,7 +74,7 @@ def conjugate(model, data):
     "update, options",
     [
         pytest.param("hmc", dict(num_particles=10), marks=pytest.mark.slow),
-        ("random_walk", dict(num_particles=10, num_moves=5, build=locally_optimal, backward_sampling=True)),
+        ("random_walk", dict(num_particles=10, num_moves=5, filter=locally_optimal, backward_sampling=True)),
         ("conjugate", dict(num_particles=4)),
     ],
 )
@@ -162,6 +162,10 @@ def test_what_cannot_be_done_says_so():
         particle_gibbs(toy(1, 1), data, 5, num_particles=5)
     with pytest.raises(ValueError, match="`num_samples` must be at least 1"):
         particle_gibbs(with_rate(), data, 0, num_particles=5)
+    with pytest.raises(TypeError, match="`filter` must be a function of a bound model and data, got str"):
+        particle_gibbs(with_rate(), data, 5, filter="bootstrap", progress=False)
+    with pytest.raises(TypeError, match="returned KalmanFilter.*use pmmh"):
+        particle_gibbs(with_rate(), data, 5, filter=kalman_filter, progress=False)
     with pytest.raises(TypeError, match="`update` must be one of"):
         particle_gibbs(with_rate(), data, 5, num_particles=5, update="nuts")
     with pytest.raises(TypeError, match="`update` must be one of"):

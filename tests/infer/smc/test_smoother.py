@@ -1,6 +1,7 @@
 """Particle smoothers against exact ones: Kalman for linear-Gaussian models, forward-backward for finite chains."""
 
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from pyro_ssm.models import StateSpaceModel
 from tests.contracts.toys import Start, remembering, series, toy
 from tests.infer.smc.programs import Bend, D, Replayed, calm, close, repeated
 
-METHODS = ("genealogy", "backward", "rejection", "mcmc", "marginal", "two_filter")
+METHODS = ("genealogy", "backward", "rejection", "mcmc", "marginal", "two_filter", "two_filter_linear")
 PATHS = METHODS[:4]
 RUNS = 60
 
@@ -97,10 +98,11 @@ def test_finite_chains_as_the_number_of_particles_grows(method):
     assert ratio > 12, ratio  # 25 by theory
 
 
-def test_two_filter_refuses_whole_numbers():
+@pytest.mark.parametrize("method", METHODS[5:])
+def test_two_filters_refuse_whole_numbers(method):
     model, data = chain()
     with pytest.raises(ValueError, match="whole numbers"):
-        particle_smoother(bootstrap(model, data), 20, method="two_filter")
+        particle_smoother(bootstrap(model, data), 20, method=method)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -144,6 +146,18 @@ def test_backward_draws_do_not_degenerate():
     for method in METHODS[1:]:
         assert found[method].mean[:, 0].std() < 0.7 * found["genealogy"].mean[:, 0].std(), method
         assert found[method].ess[:, 0].mean() > 4 * found["genealogy"].ess[:, 0].mean(), method
+
+
+def test_a_linear_cost_allows_for_many_particles():
+    """Errors go on falling at the rate of N, where weighing all pairs would take 1e10 densities."""
+    data = calm(4)
+    exact = kalman_smoother(toy(1, 1), data)
+    errors = []
+    for num in (1000, 100_000):
+        found = particle_smoother(bootstrap(toy(1, 1), repeated(data, 4)), num, method="two_filter_linear")
+        errors.append(float((found.mean - exact.mean).square().mean().sqrt()))
+        assert (found.ess[..., 1:-1] > 0.2 * num).all()
+    assert errors[1] < 0.3 * errors[0] and errors[1] < 6e-3, errors
 
 
 def test_ess_counts_copies_once():
@@ -238,8 +252,8 @@ def test_blocks_of_pairs_change_nothing(monkeypatch):
     for method in ("backward", "marginal", "two_filter"):
         whole = particle_smoother(bootstrap(toy(), data), 15, method=method, noise=Replayed(3, range(2)))
         with monkeypatch.context() as patch:
-            patch.setattr("pyro_ssm.infer.smc.backward._PAIRS", 100)
-            patch.setattr("pyro_ssm.infer.smc.two_filter._PAIRS", 100)
+            for name in ("backward", "two_filter"):
+                patch.setattr(import_module(f"pyro_ssm.infer.smc.{name}"), "_PAIRS", 100)
             parts = particle_smoother(bootstrap(toy(), data), 15, method=method, noise=Replayed(3, range(2)))
         assert torch.allclose(whole.states, parts.states, rtol=0, atol=1e-12)
         assert torch.allclose(whole.weights, parts.weights, rtol=0, atol=1e-12)

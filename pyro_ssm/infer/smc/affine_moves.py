@@ -1,0 +1,80 @@
+"""What an affine Gaussian transition does at every step of one data set, computed once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ssm.components import AffineGaussian
+from pyro_ssm.data import TimeSeries
+from pyro_ssm.distributions.diagonal_normal import MovedNormal
+
+__all__ = ["AffineMoves"]
+
+_MOST = 2**24  # numbers in the matrices of all steps: where there are more, each step makes its own
+
+
+class AffineMoves:
+    """The laws of an affine transition with independent noise: :math:`N(A_k z + b_k, \\text{diag}(s_k^2))`.
+
+    All that depends on times and inputs is evaluated at once, for all steps, when a run meets its second step; a step
+    is then two products. The law is that of ``transition(...)`` up to rounding. Where that does not hold (another kind
+    of transition, correlated or singular noise, laws that depend on memory) or does not help (gradients are wanted, and
+    the graph of a step is to be its own), there is no law here.
+
+    Args:
+        transition: bound.
+        data: the times and inputs.
+        remembers: whether the model has a memory.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.infer.smc.affine_moves import AffineMoves
+    >>> data = ssm.TimeSeries(torch.tensor([0.0, 1.0, 3.0]), torch.zeros(3, 1))
+    >>> with torch.no_grad():
+    ...     moves = AffineMoves(ssm.dynamics.OrnsteinUhlenbeck(1), data, False)
+    ...     moves.law(2, torch.ones(5, 1, 1)).loc[0]
+    tensor([[0.1353]])
+    """
+
+    def __init__(self, transition: Any, data: TimeSeries, remembers: bool) -> None:
+        self._steps: list[tuple[Tensor, Tensor, Tensor]] | None = None
+        self._parameters = list(transition.parameters())
+        self._versions = [x._version for x in self._parameters]
+        if remembers or torch.is_grad_enabled() or not isinstance(transition, AffineGaussian) or data.num_times < 2:
+            return
+        if not issubclass(_definer(transition, "affine"), _definer(transition, "forward")):
+            return  # a subclass changed the law and left its matrices: the law is what counts
+        times, inputs = data.times, None if data.inputs is None else data.inputs[..., :-1, :]
+        if times.numel() > _MOST:
+            return
+        matrix, offset, root = transition.affine(times[..., :-1], times[..., 1:], inputs)
+        scale = root.diagonal(dim1=-2, dim2=-1)
+        if matrix.numel() > _MOST or not bool(((root == scale.diag_embed()) & (scale > 0).unsqueeze(-1)).all()):
+            return
+        num, parts = data.num_times - 1, ((matrix, -3), (offset, -2), (scale, -2))
+        self._steps = list(zip(*(_of_steps(x, dim, num) for x, dim in parts), strict=True))
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a parameter was changed in place since."""
+        return self._versions != [x._version for x in self._parameters]
+
+    def law(self, k: int, state: Tensor) -> MovedNormal | None:
+        """Of :math:`z_k` given z[k - 1] ``(N, *batch, 1, state)``; None where the transition itself is to be asked."""
+        if self._steps is None or torch.is_grad_enabled():
+            return None
+        return MovedNormal(state, *self._steps[k - 1])
+
+
+def _definer(component: Any, name: str) -> type:
+    """The class that defines a method."""
+    return next(cls for cls in type(component).__mro__ if name in vars(cls))
+
+
+def _of_steps(x: Tensor, dim: int, num: int) -> list[Tensor]:
+    """One tensor a step, with a time axis of 1, contiguous."""
+    if x.dim() < -dim or x.shape[dim] == 1:
+        return [x.contiguous()] * num
+    return [now.contiguous() for now in x.split(1, dim)]

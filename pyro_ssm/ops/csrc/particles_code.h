@@ -1,0 +1,21 @@
+// The particle operators for one instruction set. Each particles_*.cpp defines PYRO_SSM_ISA (a namespace), includes the
+// system headers below for any processor, switches its instructions on, and includes this file again.
+#if !defined(PYRO_SSM_PARTICLE_HEADERS)
+#define PYRO_SSM_PARTICLE_HEADERS
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "particles.h"
+#else
+namespace PYRO_SSM_ISA {
+namespace {
+#include "loop_math.h"
+#include "gaussian.h"
+#include "normalise.h"
+#include "random.h"
+}  // namespace
+extern const ParticleCode code = {normalise<float>,      normalise<double>,      normals,           affine_draw<float>,
+                                 affine_draw<double>, normal_density<float>, normal_density<double>};
+}  // namespace PYRO_SSM_ISA
+#endif

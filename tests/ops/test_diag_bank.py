@@ -1,0 +1,131 @@
+"""Banks of diagonal systems with one step for all times: the compiled scan, the convolution and the loop agree."""
+
+from importlib import import_module
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from pyro_ssm.ops import compiled, diag_lti, diag_lti_reference
+from pyro_ssm.ops.diag_bank import bank_is_compiled, diag_bank
+from pyro_ssm.ops.diag_lti import _states
+
+needs_library = pytest.mark.skipif(compiled.library().functions is None, reason="the compiled library is not in use")
+
+
+def bank(lead=(2,), L=70, D=5, N=3, dtype=torch.float64):
+    z = dtype.to_complex()
+    return {
+        "u": torch.randn(*lead, L, D, dtype=dtype),
+        "step": torch.rand(1, D, dtype=dtype) / 3,
+        "A": torch.complex(-torch.randn(D, N, dtype=dtype).exp(), torch.randn(D, N, dtype=dtype)),
+        "B": torch.randn(D, N, dtype=z),
+        "C": torch.randn(D, N, dtype=z),
+        "initial": torch.randn(*lead, D, N, dtype=z),
+    }
+
+
+def results(f, args, **options):
+    inputs = [x.detach().requires_grad_() for x in args.values()]
+    y, final = f(**dict(zip(args, inputs, strict=True)), **options)
+    torch.manual_seed(3)
+    weights = [torch.randn(x.shape, dtype=x.dtype) for x in (y, final)]
+    found = torch.autograd.grad((y, final), inputs, weights, allow_unused=True, materialize_grads=True)
+    return [y, final, *found]
+
+
+def close(found, wanted, relative):
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        if other.numel():
+            assert (one - other).abs().max() <= relative * other.abs().max()
+
+
+@pytest.mark.parametrize("D", [1, 5, 16, 21])
+@pytest.mark.parametrize("L", [1, 2, 64, 65, 131])
+@pytest.mark.parametrize("resets", [False, True])
+def test_is_the_loop(engine, D, L, resets):
+    for method, lead, N in (("zoh", (3,), 3), ("bilinear", (), 2), ("zoh", (2, 2), 1)):
+        reset = torch.rand(*lead, L) < 0.1 if resets else None
+        args = bank(lead, L, D, N)
+        wanted = results(diag_lti_reference, args, reset=reset, method=method)
+        close(results(diag_lti, args, reset=reset, method=method), wanted, 1e-11)
+
+
+@needs_library
+def test_coefficients_that_each_series_has_of_its_own():
+    """Leading dims of parameters, crossed; channels that are not contiguous; what is shared has one gradient."""
+    torch.manual_seed(0)
+    a = 0.5 * torch.randn(3, 1, 5, 2, dtype=torch.complex128)
+    b, C = torch.randn(5, 2, dtype=torch.complex128), torch.randn(4, 5, 2, dtype=torch.complex128).conj()
+    u = torch.randn(5, 9, 4, dtype=torch.float64).permute(2, 1, 0)
+    initial, reset = torch.randn(3, 1, 1, 2, dtype=torch.complex128).expand(3, 1, 5, 2), torch.rand(3, 1, 9) < 0.2
+    inputs = [x.detach().requires_grad_() for x in (u, a, b, C, initial)]
+    found, wanted = (
+        f(*inputs, reset) for f in (lambda *x: diag_bank(*x, _states), lambda *x: _states(*x))
+    )  # fmt: skip
+    close(found, wanted, 1e-13)
+    weights = [torch.randn_like(x) for x in wanted]
+    close(*(torch.autograd.grad(x, inputs, weights) for x in (found, wanted)), 1e-12)
+    many = [x.expand(2, 1, 2, 1, 2, 1, 2, *x.shape) for x in (u[0, :3], b)]
+    crossed = a.reshape(1, 3, 1, 1, 1, 1, 1, 5, 2)
+    few = (many[0], crossed, many[1], b, None, None)
+    close(diag_bank(*few, _states), _states(*few), 1e-13)
+
+
+def test_derivatives(engine):
+    args = bank((2,), 4, 2, 2)
+    names, values = list(args), [x.requires_grad_() for x in args.values()]
+    reset = torch.tensor([False, False, True, False])
+
+    def f(*x):
+        return diag_lti(**dict(zip(names, x, strict=True)), reset=reset)
+
+    assert gradcheck(f, values) and gradgradcheck(f, values)
+
+
+def test_transforms_and_graphs(engine):
+    args = bank((3,), 9)
+    u, rest = args.pop("u"), {k: x for k, x in args.items() if k != "initial"}
+    wanted = torch.func.grad(lambda u: diag_lti_reference(u, **rest)[0].sin().sum())(u)
+    f = torch.func.grad(lambda u: diag_lti(u, **rest)[0].sin().sum())
+    torch.testing.assert_close(f(u), wanted)
+    torch.testing.assert_close(torch.func.vmap(f)(u), wanted)
+    graph = torch.compile(lambda u: diag_lti(u, **rest)[0], fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(graph(u), diag_lti(u, **rest)[0])
+
+
+@pytest.mark.parametrize("L", [65536, 65537])
+def test_single_precision_of_a_long_series(engine, L):
+    """Outputs to 1e-4 of the largest: slow modes lose what their coefficients were rounded by."""
+    args = bank((), L, 2, 2)
+    args["A"] = torch.complex(torch.full((2, 2), -0.01), torch.randn(2, 2)).to(torch.complex128)
+    args = {k: x.to(torch.float32 if not x.is_complex() else torch.complex64) for k, x in args.items()}
+    double = {k: x.to(torch.float64 if not x.is_complex() else torch.complex128) for k, x in args.items()}
+    for single, exact in zip(diag_lti(**args), diag_lti(**double), strict=True):
+        assert (single - exact).abs().max() < 1e-4 * exact.abs().max()
+
+
+def test_pieces_are_the_whole(engine):
+    args = bank(L=100)
+    whole = diag_lti(**args)
+    y1, state = diag_lti(**args | {"u": args["u"][:, :37]})
+    y2, state = diag_lti(**args | {"u": args["u"][:, 37:], "initial": state})
+    close((torch.cat([y1, y2], 1), state), whole, 1e-12)
+    assert diag_lti(**args | {"u": args["u"][:, :0]})[1].equal(args["initial"])
+    assert diag_lti(**args | {"u": args["u"][:0], "initial": None})[0].shape == (0, 100, 5)
+
+
+@needs_library
+def test_the_way_is_the_one_expected(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("the torch path was taken")
+
+    module = import_module("pyro_ssm.ops.diag_lti")
+    monkeypatch.setattr(module, "diagonal_scan", refuse)
+    monkeypatch.setattr(module, "_convolution", refuse)
+    args = bank()
+    assert bank_is_compiled(args["u"])
+    diag_lti(**args, reset=torch.rand(70) < 0.1)
+    with pytest.raises(AssertionError):
+        diag_lti(**args, mode="convolution")
