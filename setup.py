@@ -8,7 +8,7 @@ needs a C++ compiler only, and one library serves every version of both. ``PYRO_
 * ``off``: do not try.
 
 Those of CUDA devices are a second library, built wherever nvcc is found (``CUDACXX``, ``CUDA_HOME``, ``PATH``), for the
-architectures in ``PYRO_SSM_CUDA_ARCHS`` ("80;90": machine code for each, and PTX of the last for later ones). Without nvcc
+architectures in ``PYRO_SSM_CUDA_ARCHS`` ("80;90": machine code for each, PTX of the last for later ones). Without nvcc
 it is left out, and one line says so.
 
 With no sources under ``pyro_ssm/ops/csrc`` there is nothing to build, and the wheel is pure Python.

@@ -1,6 +1,6 @@
 """`make cuda-check`: every CUDA source compiles for each architecture, without a warning and without a spill.
 
-Prints registers and shared memory of every kernel. With nvcc of this interpreter's environment (the wheels of NVIDIA), or
+Prints registers and shared memory of every kernel. With nvcc of this interpreter's environment (wheels of NVIDIA), or
 that of ``CUDACXX`` or ``PATH``. Nothing is run: no GPU is needed. Needs the standard library alone.
 """
 

@@ -71,9 +71,10 @@ class Plan(NamedTuple):
 class BatchedOperator:
     """An operator ``torch.ops.pyro_ssm.NAME(tensors, options, bool keep) -> (y, final, kept)`` and its gradient.
 
-    :meth:`run` takes the kernels where tensors are plain: real float32 or float64, on a CPU or a GPU (halves are computed
-    in float32). Their gradient is a kernel too; asked for a graph (``create_graph``), or a batch of gradients, it is that
-    of the composite. ``torch.func`` and forward mode meet the composite, ``torch.compile`` the registered operator.
+    :meth:`run` takes the kernels where tensors are plain: real float32 or float64, on a CPU or a GPU (halves are
+    computed in float32). Their gradient is a kernel too; asked for a graph (``create_graph``), or a batch of
+    gradients, it is that of the composite. ``torch.func`` and forward mode meet the composite, ``torch.compile``
+    the registered operator.
 
     Args:
         name: of the operator.

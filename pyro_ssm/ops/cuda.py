@@ -1,7 +1,7 @@
 """The compiled operators of CUDA devices: a second library beside the CPU's, loaded when a CUDA tensor first needs it.
 
-Like the first (:mod:`pyro_ssm.ops.compiled`) it knows nothing of torch: it takes the same structs, with addresses on the
-device, the device's index and a stream. Memory for intermediate results is torch's. Sums are taken in a fixed order:
+Like the first (:mod:`pyro_ssm.ops.compiled`) it knows nothing of torch: it takes the same structs, with addresses on
+the device, its index and a stream. Memory for intermediate results is torch's. Sums are taken in a fixed order:
 results do not change from run to run.
 """
 
