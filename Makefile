@@ -4,17 +4,18 @@ PYTHON      ?= python3
 PYTHON_NEXT ?= python3.12
 VENV        ?= .venv
 BENCH_VENV  ?= .venv-bench
+NVCC_VENV   ?= .venv-nvcc
 CONSTRAINTS ?= constraints.txt
 DEMO_FLAGS  ?=
 PYTEST      ?= $(VENV)/bin/python -m pytest
 BENCH       ?= $(wildcard benchmarks/bench_*.py)
 
-WHAT := setup.cfg setup.py pyproject.toml $(CONSTRAINTS) $(wildcard pyro_ssm/ops/csrc/*)
+WHAT := setup.cfg setup.py pyproject.toml $(CONSTRAINTS) $(wildcard pyro_ssm/ops/csrc/*.* pyro_ssm/ops/csrc/cuda/*)
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast doctest slow tutorials ops docs lint arviz-next bench-env bench clean
+.PHONY: help demo test test-fast doctest slow tutorials ops cuda-check docs lint arviz-next bench-env bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -41,6 +42,9 @@ ops: $(VENV)/.has-test  ## build the compiled operators in place; `make test` an
 	PYRO_SSM_BUILD=require $(VENV)/bin/python setup.py -q build_ext --inplace --force
 	$(VENV)/bin/python -m pyro_ssm info
 
+cuda-check: $(NVCC_VENV)/.has-nvcc  ## compile the CUDA sources for sm_80 and sm_90, without a GPU; a warning or a spill is an error
+	$(NVCC_VENV)/bin/python tests/cuda_check.py
+
 docs: $(VENV)/.has-dev  ## build the documentation into docs/_build/html; a warning is an error
 	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
@@ -64,6 +68,13 @@ bench: $(BENCH_VENV)/.has-bench  ## run the benchmarks, or those named in BENCH=
 clean:  ## remove what was built or written; keeps the environments
 	rm -rf build dist docs/_build docs/generated docs/tutorials demo_output .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+# A CUDA compiler of a few hundred megabytes, and nothing else.
+$(NVCC_VENV)/.has-nvcc:
+	$(PYTHON) -m venv $(NVCC_VENV)
+	$(NVCC_VENV)/bin/python -m pip install --quiet --disable-pip-version-check nvidia-cuda-nvcc==13.0.88 \
+		nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 "nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cccl==13.0.*"
+	touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

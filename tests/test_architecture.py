@@ -118,7 +118,7 @@ def state():
 before = state()
 package = importlib.import_module(sys.argv[1])
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-    if not module.name.endswith(("__main__", "._cpu")):  # the C library looks like a Python module, and is none
+    if not module.name.endswith(("__main__", "._cpu", "._cuda")):  # C libraries look like Python modules
         importlib.import_module(module.name)
 after = state()
 print("changed:", [name for name in before if before[name] != after[name]])

@@ -75,8 +75,8 @@ def test_version_stands_everywhere():
     assert __version__ in (ROOT / "CHANGELOG.md").read_text()
 
 
-def build(folder: Path, source: str | None, **environment: str) -> subprocess.CompletedProcess:
-    """Build a wheel of a copy of the package's outline, with ``source`` as the one C++ file."""
+def build(folder: Path, source: str | None, cuda: str | None = None, **environment: str) -> subprocess.CompletedProcess:
+    """Build a wheel of a copy of the package's outline, ``source`` its one C++ file and ``cuda`` its one CUDA file."""
     for name in SETUP_FILES:
         shutil.copy(ROOT / name, folder)
     unwanted = shutil.ignore_patterns("__pycache__")
@@ -87,6 +87,9 @@ def build(folder: Path, source: str | None, **environment: str) -> subprocess.Co
     (folder / "pyro_ssm" / "ops" / "__init__.py").touch()
     if source is not None:
         (folder / "pyro_ssm" / "ops" / "csrc" / "twice.cpp").write_text(source)
+    if cuda is not None:
+        (folder / "pyro_ssm" / "ops" / "csrc" / "cuda").mkdir()
+        (folder / "pyro_ssm" / "ops" / "csrc" / "cuda" / "thrice.cu").write_text(cuda)
     command = [sys.executable, "setup.py", "-q", "bdist_wheel"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", **environment}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -144,6 +147,58 @@ def test_failed_build_falls_back_in_one_line(tmp_path, bdist_wheel, source, envi
     assert not any("_cpu" in name for name in names) and any("data/__init__.py" in name for name in names)
 
 
+NVCC = """#!{python}
+import sys
+wanted = ["-gencode=arch=compute_75,code=sm_75", "-gencode=arch=compute_80,code=sm_80"]
+wanted += ["-gencode=arch=compute_80,code=compute_80"]
+if {broken} or [word for word in sys.argv if "gencode" in word] != wanted or "static" not in sys.argv:
+    sys.exit(1)
+open(sys.argv[sys.argv.index("-o") + 1], "w").write("a library")
+"""
+
+
+def fake_nvcc(folder: Path, broken: bool) -> str:
+    path = folder / "nvcc"
+    path.write_text(NVCC.format(python=sys.executable, broken=broken))
+    path.chmod(0o755)
+    return str(path)
+
+
+@needs_compiler
+@pytest.mark.skipif(os.name == "nt", reason="the compiler of the test is a script")
+@pytest.mark.parametrize("mode", ["auto", "require"])
+@pytest.mark.parametrize("broken", [False, True])
+def test_cuda_library_is_built_where_nvcc_is(tmp_path, bdist_wheel, mode, broken):
+    options = {"PYRO_SSM_BUILD": mode, "PYRO_SSM_CUDA_ARCHS": "75;80", "CUDACXX": fake_nvcc(tmp_path, broken)}
+    result = build(tmp_path, GOOD, "some CUDA", **options)
+    assert (result.returncode == 0) == (mode == "auto" or not broken), result.stderr
+    if broken and mode == "require":
+        assert "nvcc could not build the CUDA operators" in result.stderr
+        return
+    names = zipfile.ZipFile(wheel(tmp_path)).namelist()
+    assert any(name.startswith("pyro_ssm/ops/_cpu.") for name in names)
+    assert any(name.startswith("pyro_ssm/ops/_cuda.") for name in names) != broken
+    assert ("installed without the compiled operators" in result.stdout + result.stderr) == broken
+
+
+@needs_compiler
+def test_without_nvcc_one_line_says_so(tmp_path, bdist_wheel):
+    compilers = shutil.which("c++") or shutil.which("g++")
+    path = os.pathsep.join({os.path.dirname(compilers), "/usr/bin", "/bin"})
+    if shutil.which("nvcc", path=path):
+        pytest.skip("nvcc is beside the C++ compiler")
+    options = {"CUDACXX": "", "CUDA_HOME": "", "CUDA_PATH": "", "PATH": path, "PYRO_SSM_BUILD": "require"}
+    result = build(tmp_path, GOOD, "some CUDA", **options)
+    assert result.returncode == 0, result.stderr
+    assert (result.stdout + result.stderr).count("no nvcc was found") == 1
+    assert not any("_cuda" in name for name in zipfile.ZipFile(wheel(tmp_path)).namelist())
+
+
+def test_unknown_architecture(tmp_path, bdist_wheel):
+    result = build(tmp_path, None, PYRO_SSM_CUDA_ARCHS="sm_90")
+    assert result.returncode != 0 and "PYRO_SSM_CUDA_ARCHS must be like" in result.stderr
+
+
 def test_required_build_fails(tmp_path, bdist_wheel):
     assert build(tmp_path, BAD, PYRO_SSM_BUILD="require").returncode != 0
     assert not (tmp_path / "dist").exists()
@@ -171,8 +226,8 @@ def test_info_reports_what_is_in_use(capsys):
 
 def test_sources_of_the_operators_are_distributed(tmp_path):
     """What a source distribution holds is enough to build them."""
-    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pyro_ssm" / "ops" / "csrc").iterdir()}
-    assert {Path(name).suffix for name in sources} == {".cpp", ".h"}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pyro_ssm" / "ops" / "csrc").rglob("*.*")}
+    assert {Path(name).suffix for name in sources} == {".cpp", ".cu", ".h"}
     copy = tmp_path / "copy"
     shutil.copytree(ROOT / "pyro_ssm", copy / "pyro_ssm", ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.dll"))
     for name in (*SETUP_FILES, "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "constraints.txt"):

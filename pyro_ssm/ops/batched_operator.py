@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.composite import composite_backward, transformed
+from pyro_ssm.ops.engine import engine_of
 from pyro_ssm.ops.operator import Way, address, define, way_of
 
 __all__ = ["Argument", "BatchedOperator", "Plan", "looked_at"]
@@ -70,9 +71,10 @@ class Plan(NamedTuple):
 class BatchedOperator:
     """An operator ``torch.ops.pyro_ssm.NAME(tensors, options, bool keep) -> (y, final, kept)`` and its gradient.
 
-    :meth:`run` takes the kernels where tensors are plain: real float32 or float64 on the CPU (halves are computed in
-    float32). Their gradient is a kernel too; asked for a graph (``create_graph``), or a batch of gradients, it is that
-    of the composite. ``torch.func`` and forward mode meet the composite, ``torch.compile`` the registered operator.
+    :meth:`run` takes the kernels where tensors are plain: real float32 or float64, on a CPU or a GPU (halves are
+    computed in float32). Their gradient is a kernel too; asked for a graph (``create_graph``), or a batch of
+    gradients, it is that of the composite. ``torch.func`` and forward mode meet the composite, ``torch.compile``
+    the registered operator.
 
     Args:
         name: of the operator.
@@ -146,8 +148,7 @@ class BatchedOperator:
             wide = [x.float() if x is not None and x.dtype in _HALVES else x for x in tensors]
             y, final = self.run(*wide, *arguments[self.count :])
             return y.to(first.dtype), final
-        compiled = first.device.type == "cpu" and library().functions is not None
-        way = way_of(*tensors) if compiled else Way.TRANSFORM
+        way = way_of(*tensors) if engine_of(first) is not None else Way.TRANSFORM
         if way is Way.TRANSFORM:
             if first.device.type not in ("cpu", "cuda"):
                 return self.composite(*arguments)
@@ -265,10 +266,6 @@ class BatchedOperator:
             tensors.append(x)
         return fields, tensors
 
-    def _call(self, function: str, fields: list[int]) -> None:
-        if getattr(library().functions, function)((ctypes.c_int64 * len(fields))(*fields)):
-            raise MemoryError(f"{self.name}: not enough memory for the states of one chunk of steps")
-
     def _results(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         new, (y, final, kept) = arguments[0].new_empty, self.shapes(*arguments[:-1])
         return new(y), new(final), new(kept if arguments[-1] else (0,))
@@ -276,8 +273,8 @@ class BatchedOperator:
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         """``(y, final, kept)`` of flat arguments and ``keep``."""
         y, final, kept = out = self._results(*arguments)
-        functions, _, _, parallel_for = library()
-        if functions is None or y.device.type != "cpu":
+        engine = engine_of(y)
+        if engine is None:
             with torch.no_grad():
                 found, state = self.composite(*arguments[:-1])
             y.copy_(found)
@@ -285,9 +282,10 @@ class BatchedOperator:
         elif arguments[0].shape[0] * arguments[0].shape[2]:
             fields, alive = self._fields(arguments[:-1])
             fields += (y.data_ptr(), final.data_ptr())
-            fields += (address(kept) if kept.numel() else 0, parallel_for) if self.keeps else (parallel_for,)
+            lent = engine.parallel_for
+            fields += (address(kept) if kept.numel() else 0, lent) if self.keeps else (lent,)
             # the gradients of results and arguments, which the forward pass does not read
-            self._call(self.functions[0], fields + [0] * (2 + len(self.differentiable)))
+            engine.run(self.functions[0], fields + [0] * (2 + len(self.differentiable)))
             del alive
         return out
 
@@ -295,8 +293,8 @@ class BatchedOperator:
         """Gradients of the differentiable arguments, in their shapes; what is not wanted comes back empty."""
         *given, kept, grad_y, grad_final, wanted = arguments
         inputs, first = [given[i] for i in self.differentiable], given[0]
-        functions, _, _, parallel_for = library()
-        if functions is None or first.device.type != "cpu" or first.shape[0] * first.shape[2] == 0:
+        engine = engine_of(first)
+        if engine is None or first.shape[0] * first.shape[2] == 0:
             with torch.no_grad():
                 found = self._by_composite(given, wanted, (grad_y, grad_final))
             return tuple(
@@ -309,10 +307,11 @@ class BatchedOperator:
         ]
         outer = [None if g is None else g.resolve_neg().contiguous() for g in (grad_y, grad_final)]
         fields, alive = self._fields(given)
-        fields += (0, 0, address(kept) if kept.numel() else 0, parallel_for) if self.keeps else (0, 0, parallel_for)
+        lent = engine.parallel_for
+        fields += (0, 0, address(kept) if kept.numel() else 0, lent) if self.keeps else (0, 0, lent)
         fields += map(address, outer)
         fields += (g.data_ptr() if want else 0 for g, want in zip(grads, wanted, strict=True))
-        self._call(self.functions[1], fields)
+        engine.run(self.functions[1], fields)
         del alive
         return tuple(
             g.sum(0, keepdim=True) if want and x.shape[0] != batch else g

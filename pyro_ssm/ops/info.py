@@ -2,11 +2,14 @@
 
 from typing import NamedTuple
 
+import torch
+
 from pyro_ssm.ops.compiled import library
+from pyro_ssm.ops.cuda import cuda_reason
 
 __all__ = ["OpsInfo", "info"]
 
-#: those that have a compiled version
+#: those that have a compiled version; on CUDA devices causal_conv1d, linear_scan, scan2x2, selective_scan and ssd
 OPERATORS = (
     "causal_conv1d",
     "diag_lti",
@@ -27,7 +30,8 @@ class OpsInfo(NamedTuple):
     Attributes:
         compiled: names of the operators whose compiled version is in use.
         missing: name of each operator whose compiled version exists but is not in use, with the reason.
-        explanation: one sentence for a person.
+        explanation: a sentence or two for a person.
+        cuda: why no compiled operator is in use for CUDA tensors; empty where they are.
 
     Example:
         >>> from pyro_ssm.ops.info import OpsInfo
@@ -40,6 +44,7 @@ class OpsInfo(NamedTuple):
     compiled: tuple[str, ...]
     missing: dict[str, str]
     explanation: str
+    cuda: str = ""
 
     def __str__(self) -> str:
         lines = [self.explanation]
@@ -63,13 +68,15 @@ def info() -> OpsInfo:
         ['causal_conv1d', 'diag_lti', 'kalman_filter', 'linear_scan']
     """
     found = library()
+    cuda = cuda_reason(torch.cuda.current_device() if torch.cuda.is_available() else 0)
+    on_cuda = f" CUDA: {'not in use, ' + cuda if cuda else 'in use'}."
     if found.functions is None:
         return OpsInfo(
             compiled=(),
             missing={name: found.reason for name in OPERATORS},
-            explanation="No compiled operator is in use: every operator runs as plain torch.",
+            explanation="No compiled operator is in use: every operator runs as plain torch." + on_cuda,
+            cuda=cuda,
         )
     threads = "torch's threads" if found.parallel_for else "one thread"
-    return OpsInfo(
-        compiled=OPERATORS, missing={}, explanation=f"The compiled operators are in use ({found.isa}, {threads})."
-    )
+    explanation = f"The compiled operators are in use ({found.isa}, {threads}).{on_cuda}"
+    return OpsInfo(compiled=OPERATORS, missing={}, explanation=explanation, cuda=cuda)

@@ -7,14 +7,13 @@ dim ``C`` of channels, for diagonal matrices (in brackets for 2 x 2 ones): a ``(
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_ssm.ops.compiled import library
+from pyro_ssm.ops.engine import Engine, engine_of
 from pyro_ssm.ops.operator import address, in_memory, rows_of, solid
 from pyro_ssm.ops.recurrence_torch import Diagonal, Pairs, before, scan_torch
 
@@ -84,8 +83,10 @@ def forward(
     if fields is None:
         h = scan_torch(kind, *expanded(kind, shape, a, b, initial, reset), reverse)
         return h.select(kind.time, 0 if reverse else -1).clone() if last else h
-    values, alive = fields
-    _call("forward", [*values, *([0, out.data_ptr()] if last else [out.data_ptr(), 0]), 0, 0, 0, 0])
+    engine, values, alive = fields
+    engine.run(
+        "pyro_ssm_linear_scan_forward", [*values, *([0, out.data_ptr()] if last else [out.data_ptr(), 0]), 0, 0, 0, 0]
+    )
     del alive
     return out
 
@@ -141,17 +142,13 @@ def backward(
         if fields is None:
             out = _backward_torch(kind, grad, grad_last, a, initial, reset, states, shape, reverse, wanted)
         else:
-            values, alive = fields
-            _call("backward", [*values, address(states), 0, address(out[0]), steps, address(out[1]), address(out[2])])
+            engine, values, alive = fields
+            results = [address(states), 0, address(out[0]), steps, address(out[1]), address(out[2])]
+            engine.run("pyro_ssm_linear_scan_backward", values + results)
             del alive
     if out[0] is not None and out[0].shape != a.shape:
         out[0] = out[0].sum_to_size(a.shape)
     return out[0], out[1], out[2]
-
-
-def _call(which: str, values: list[int]) -> None:
-    function = getattr(library().functions, f"pyro_ssm_linear_scan_{which}")
-    function((ctypes.c_int64 * FIELDS)(*values))
 
 
 def _fields(
@@ -164,11 +161,10 @@ def _fields(
     grad: Tensor | None,
     grad_last: Tensor | None,
     reverse: bool,
-) -> tuple[list[int], list[Tensor | None]] | None:
-    """The first fields of ScanArgs, and the tensors whose memory they point to; None where torch must do it."""
-    functions, _, _, parallel_for = library()
-    code = _CODES.get((kind, a.dtype))
-    if functions is None or a.device.type != "cpu" or code is None:
+) -> tuple[Engine, list[int], list[Tensor | None]] | None:
+    """The engine, the first fields of ScanArgs, the tensors whose memory they point to; None where torch must do it."""
+    engine, code = engine_of(a), _CODES.get((kind, a.dtype))
+    if engine is None or code is None:
         return None
     event, lanes, lead = kind.event, shape[-kind.event], len(shape) - kind.event - 1
     width = 2 if a.is_complex() else 1  # real numbers in an element
@@ -186,12 +182,12 @@ def _fields(
     if rows is None:
         return None
     sizes, strides = rows
-    values = [code, shape[kind.time], lanes, int(reverse), torch.get_num_threads(), parallel_for, *sizes]
+    values = [code, shape[kind.time], lanes, int(reverse), torch.get_num_threads(), engine.parallel_for, *sizes]
     for i, (at, _, t) in enumerate(arrays):
         values += [at, *strides[i], t]
         if i == 0:
             values.append(0 if shared else 1)
-    return values, [a, reset, *of_states]
+    return engine, values, [a, reset, *of_states]
 
 
 def _lanes(x: Tensor, shape: torch.Size, event: int) -> Tensor:

@@ -1,15 +1,44 @@
 """Fixtures of the tests of operators."""
 
 import pytest
+import torch
 
-from pyro_ssm.ops import compiled
+from pyro_ssm.ops import batched_operator, compiled, cuda, recurrence_kernel
+from tests.ops.emulated_cuda import EmulatedEngine, emulated_library
 
 
-@pytest.fixture(params=["compiled", "torch"])
+@pytest.fixture(
+    params=["compiled", "torch", "emulated CUDA", "CUDA"],
+)
 def engine(request, monkeypatch):
-    """The same test with the compiled library and without it."""
-    if request.param == "torch":
-        monkeypatch.setattr(compiled, "_library", compiled.Library(None, "switched off by the test", "", 0))
-    elif compiled.library().functions is None:
-        pytest.skip(f"the compiled library is not in use: {compiled.library().reason}")
-    return request.param
+    """The same test on the CPU with the compiled library and without it, on a GPU, and with the kernels of a GPU."""
+    before = torch.get_default_device()
+    use(request.param, monkeypatch)
+    yield request.param
+    torch.set_default_device(before)
+
+
+def use(engine, monkeypatch):
+    """What tensors are made on by default, and who runs their operators; skips where that is not to be had."""
+    if engine == "torch":
+        switch_off(monkeypatch)
+    elif engine == "compiled":
+        if compiled.library().functions is None:
+            pytest.skip(f"the compiled library is not in use: {compiled.library().reason}")
+    elif engine == "CUDA":
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        if cuda.cuda_reason(torch.cuda.current_device()):
+            pytest.skip(f"the CUDA library is not in use: {cuda.cuda_reason(torch.cuda.current_device())}")
+        torch.set_default_device("cuda")
+    else:
+        functions = emulated_library()
+        if isinstance(functions, str):
+            pytest.skip(functions)
+        switch_off(monkeypatch)
+        for module in (batched_operator, recurrence_kernel):
+            monkeypatch.setattr(module, "engine_of", lambda x: EmulatedEngine(functions) if x.is_cpu else None)
+
+
+def switch_off(monkeypatch):
+    monkeypatch.setattr(compiled, "_library", compiled.Library(None, "switched off by the test", "", 0))

@@ -190,7 +190,7 @@ def test_results_that_go_past_the_caches(C):
         want = gradients(linear_scan, (*(x[..., :5].double() for x in flip), h[..., :5].double()))
         weight_free = whole[0].flip(1) if reverse else whole[0]
         assert (weight_free[..., :5] - want[0]).abs().max() < 1e-5 * want[0].abs().max()
-        g = torch.randn(1, 70000, C, generator=torch.Generator().manual_seed(1))
+        g = torch.randn(1, 70000, C, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
         inputs = [x.clone().requires_grad_() for x in (a, b, h)]
         found = torch.autograd.grad(linear_scan(*inputs, reverse=reverse), inputs, g)
         double = [x[..., -5:].double().detach().requires_grad_() for x in (a, b, h)]
@@ -334,7 +334,7 @@ def test_half_precision_is_accumulated_in_single(engine, half):
 
 def test_autocast_widens_and_never_narrows(engine):
     a, b, _ = scan(dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(a.device.type, dtype=torch.bfloat16):
         assert linear_scan(a, b.bfloat16()).dtype == torch.float32
         assert linear_scan(a.bfloat16(), b.bfloat16()).dtype == torch.bfloat16
         assert torch.ops.pyro_ssm.linear_scan(a, b.bfloat16(), None, None, False, False).dtype == torch.float32

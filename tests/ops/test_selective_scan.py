@@ -23,15 +23,6 @@ needs_library = pytest.mark.skipif(not HAS_LIBRARY, reason=f"no compiled library
 LENGTHS = [1, 2, 3, 4, 15, 16, 17, 35]
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def engine(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(compiled, "_library", compiled.Library(None, "switched off by the test", "", 0))
-    elif not HAS_LIBRARY:
-        pytest.skip(f"no compiled library: {compiled.library().reason}")
-    return request.param
-
-
 def convolution(lead=(2,), L=7, D=3, K=4):
     return {"x": rand(*lead, L, D), "weight": rand(D, K), "bias": rand(D), "initial": rand(*lead, K - 1, D)}
 
@@ -52,7 +43,11 @@ CASES = [(name, i) for name in OPS for i in range(len(SIZES[name]))]
 
 
 @pytest.mark.parametrize(
-    ("engine", "L"), [("compiled", L) for L in LENGTHS] + [("torch", 1), ("torch", 17)], indirect=["engine"]
+    ("engine", "L"),
+    [(engine, L) for engine in ("compiled", "CUDA") for L in LENGTHS]
+    + [("torch", 1), ("torch", 17)]
+    + [("emulated CUDA", 3), ("emulated CUDA", 66)],
+    indirect=["engine"],
 )
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_values_and_gradients_equal_the_loop(name, size, L, engine):
@@ -259,7 +254,7 @@ def test_halves_are_computed_in_float32(name, engine):
     assert (y.double() - exact[0]).abs().max() < 2**-8 * exact[0].abs().max()
     for grad in torch.autograd.grad(y.float().square().sum(), list(args.values())):
         assert grad.dtype == torch.bfloat16
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # nothing is narrowed
+    with torch.autocast(y.device.type, dtype=torch.bfloat16):  # nothing is narrowed
         again = fast(**{k: x.float() for k, x in args.items()}, **options)
     assert again[0].dtype == torch.float32
     assert (again[0].double() - exact[0]).abs().max() < 1e-5 * exact[0].abs().max()

@@ -109,7 +109,7 @@ def assert_same(found, wanted, tolerance=1e-11):
 
 
 def gradients(outputs, inputs, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     total = 0.0
     for out in as_tuple(outputs):
         weight = torch.randn(out.shape, dtype=torch.float64, generator=generator)

@@ -11,6 +11,13 @@ typedef int64_t i64;
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
+// What a GPU computes too.
+#if defined(__CUDACC__)
+#define DEVICE_TOO __host__ __device__
+#else
+#define DEVICE_TOO
+#endif
+
 enum IsaLevel { ISA_BASE = 0, ISA_AVX2 = 1, ISA_AVX512 = 2 };
 
 // Chosen once, by this processor and the environment variable PYRO_SSM_ISA.

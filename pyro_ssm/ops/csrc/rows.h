@@ -11,12 +11,12 @@ struct Rows { i64 size[MAX_DIMS]; };
 // One array: where it begins, and its strides over the leading dims and over time; 0 repeats.
 struct Array { const void* data; i64 of[MAX_DIMS]; i64 t; };
 
-static inline i64 row_count(const Rows& rows) {
+static inline DEVICE_TOO i64 row_count(const Rows& rows) {
     i64 count = 1;
     for (i64 d = 0; d < MAX_DIMS; ++d) count *= rows.size[d];
     return count;
 }
-static inline i64 row_offset(const Rows& rows, const Array& array, i64 row) {
+static inline DEVICE_TOO i64 row_offset(const Rows& rows, const Array& array, i64 row) {
     i64 offset = 0;
     for (i64 d = 0; d < MAX_DIMS && row; ++d) {
         offset += row % rows.size[d] * array.of[d];

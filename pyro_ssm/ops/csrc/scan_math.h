@@ -19,7 +19,8 @@ template <class T, int R> PYRO_SSM_HD Planes<T, R> plus(const Planes<T, R>& x, c
     return z;
 }
 
-// STATE and MATRIX: how many numbers each has. adjoint(a, x) = a* x; outer(x, h) = x h*, the gradient of a.
+// STATE and MATRIX: how many numbers each has. adjoint(a, x) = a* x; outer(x, h) = x h*, the gradient of a;
+// compose(a, c) = a c; one = the matrix that changes nothing.
 struct RealKind {
     enum { STATE = 1, MATRIX = 1 };
     template <class T>
@@ -32,6 +33,10 @@ struct RealKind {
     template <class T> static PYRO_SSM_HD Planes<T, 1> outer(const Planes<T, 1>& x, const Planes<T, 1>& h) {
         return {{x.p[0] * h.p[0]}};
     }
+    template <class T> static PYRO_SSM_HD Planes<T, 1> compose(const Planes<T, 1>& a, const Planes<T, 1>& c) {
+        return {{a.p[0] * c.p[0]}};
+    }
+    template <class T> static PYRO_SSM_HD Planes<T, 1> one() { return {{T(1)}}; }
 };
 
 struct ComplexKind {
@@ -46,6 +51,10 @@ struct ComplexKind {
     template <class T> static PYRO_SSM_HD Planes<T, 2> outer(const Planes<T, 2>& x, const Planes<T, 2>& h) {
         return adjoint(h, x);
     }
+    template <class T> static PYRO_SSM_HD Planes<T, 2> compose(const Planes<T, 2>& a, const Planes<T, 2>& c) {
+        return {{a.p[0] * c.p[0] - a.p[1] * c.p[1], a.p[0] * c.p[1] + a.p[1] * c.p[0]}};
+    }
+    template <class T> static PYRO_SSM_HD Planes<T, 2> one() { return {{T(1), T(0)}}; }
 };
 
 // A real 2 x 2 matrix, row by row, and a pair.
@@ -61,4 +70,9 @@ struct PairKind {
     template <class T> static PYRO_SSM_HD Planes<T, 4> outer(const Planes<T, 2>& x, const Planes<T, 2>& h) {
         return {{x.p[0] * h.p[0], x.p[0] * h.p[1], x.p[1] * h.p[0], x.p[1] * h.p[1]}};
     }
+    template <class T> static PYRO_SSM_HD Planes<T, 4> compose(const Planes<T, 4>& a, const Planes<T, 4>& c) {
+        return {{a.p[0] * c.p[0] + a.p[1] * c.p[2], a.p[0] * c.p[1] + a.p[1] * c.p[3],
+                 a.p[2] * c.p[0] + a.p[3] * c.p[2], a.p[2] * c.p[1] + a.p[3] * c.p[3]}};
+    }
+    template <class T> static PYRO_SSM_HD Planes<T, 4> one() { return {{T(1), T(0), T(0), T(1)}}; }
 };

@@ -1,0 +1,70 @@
+"""Who runs a compiled operator: the library of the CPU or that of the GPU, by the device of the tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_ssm.ops.compiled import library
+from pyro_ssm.ops.cuda import CudaEngine, cuda_reason
+
+__all__ = ["CpuEngine", "Engine", "engine_of"]
+
+
+class Engine(Protocol):
+    """What calls a function of a library with a struct of eight-byte fields.
+
+    >>> from pyro_ssm.ops.engine import Engine
+    >>> Engine.__name__
+    'Engine'
+    """
+
+    @property
+    def parallel_for(self) -> int:
+        """For the field of that name: the address of torch's function, or 0."""
+
+    def run(self, function: str, fields: Sequence[int]) -> None:
+        """Call it, or raise."""
+
+
+class CpuEngine(NamedTuple):
+    """The library of the CPU.
+
+    >>> from pyro_ssm.ops.engine import CpuEngine
+    >>> CpuEngine(None, 0).parallel_for
+    0
+    """
+
+    functions: Any
+    parallel_for: int
+
+    def run(self, function: str, fields: Sequence[int]) -> None:
+        """Call a function of the library.
+
+        Raises:
+            MemoryError: there is not enough.
+        """
+        if getattr(self.functions, function)((ctypes.c_int64 * len(fields))(*fields)):
+            raise MemoryError(f"{function}: not enough memory for the states of one chunk of steps")
+
+
+def engine_of(x: Tensor) -> Engine | None:
+    """The engine for tensors where ``x`` is; None where plain torch must do it.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.engine import engine_of
+    >>> engine_of(torch.zeros(1, device="meta")) is None
+    True
+    """
+    device = x.device
+    if device.type == "cpu":
+        found = library()
+        return None if found.functions is None else CpuEngine(found.functions, found.parallel_for)
+    if device.type != "cuda":
+        return None
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return None if cuda_reason(index) else CudaEngine(index)
