@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 
 from setuptools import Extension, setup
@@ -63,7 +64,18 @@ class build_library(build_ext):
         # -march=native: the sources choose among instruction sets when they run.
         msvc = self.compiler.compiler_type == "msvc"
         ext.extra_compile_args = MSVC_FLAGS if msvc else FLAGS
-        super().build_extension(ext)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # one compiler a source, side by side
+            one_by_one = self.compiler.compile
+
+            def side_by_side(sources, *args, **kwargs):
+                parts = pool.map(lambda source: one_by_one([source], *args, **kwargs), sources)
+                return [found for part in parts for found in part]
+
+            self.compiler.compile = side_by_side
+            try:
+                super().build_extension(ext)
+            finally:
+                self.compiler.compile = one_by_one
 
     def build_cuda(self, ext):
         out = self.get_ext_fullpath(ext.name)
