@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_ssm.blocks._checks import check_choice, check_positive, hidden_sizes
 from pyro_ssm.blocks.linear import Linear
+from pyro_ssm.ops import softplus
 
 __all__ = ["MLP", "activation_function", "with_normal_priors"]
 
@@ -21,7 +22,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "sigmoid": F.sigmoid,
     "silu": F.silu,
-    "softplus": F.softplus,
+    "softplus": softplus,
     "tanh": F.tanh,
 }
 

@@ -16,6 +16,7 @@ from pyro_ssm.ops import elman_scan, gru_scan
 __all__ = ["RecurrentEncoder"]
 
 _CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "relu": partial(nn.RNN, nonlinearity="relu"), "rnn": nn.RNN}
+RECURRENT_CELLS = tuple(_CELLS)
 
 
 class _Direction(PyroModule):

@@ -2,6 +2,7 @@
 
 from pyro_ssm.distributions.driven_noise import DrivenNoise
 from pyro_ssm.distributions.euler_path import EulerDraw, EulerPath
+from pyro_ssm.distributions.exogenous import Exogenous, exogenous
 from pyro_ssm.distributions.girsanov import GirsanovPath
 from pyro_ssm.distributions.history import History
 from pyro_ssm.distributions.linear_gaussian_path import LinearGaussianPath, PathMarginals
@@ -14,11 +15,14 @@ from pyro_ssm.distributions.observations import Observations
 from pyro_ssm.distributions.regimes import RegimeNormal
 from pyro_ssm.distributions.simulated import SimulatedLaw
 from pyro_ssm.distributions.singular_normal import SingularNormal, affine_law
+from pyro_ssm.distributions.sinh_arcsinh import SinhArcsinh
+from pyro_ssm.distributions.started_path import StartedPath
 
 __all__ = [
     "DrivenNoise",
     "EulerDraw",
     "EulerPath",
+    "Exogenous",
     "GirsanovPath",
     "History",
     "LinearGaussianPath",
@@ -30,7 +34,10 @@ __all__ = [
     "RegimeNormal",
     "SimulatedLaw",
     "SingularNormal",
+    "SinhArcsinh",
+    "StartedPath",
     "affine_law",
+    "exogenous",
     "gaussian_moments",
     "markov_kl_steps",
     "masked",

@@ -51,6 +51,16 @@ class Observations(TorchDistribution):
         super().__init__(*shape, validate_args=False)
 
     @property
+    def history(self) -> History | None:
+        """The run of a memory that sees observations; None without one."""
+        return self._history
+
+    @property
+    def states(self) -> Tensor | None:
+        """The path, where there is a :attr:`history`."""
+        return self._states
+
+    @property
     def law(self) -> MaskedLaw:
         """The law of all steps, batch ``(..., time)``, event ``(obs,)``."""
         return self._law() if callable(self._law) and not isinstance(self._law, MaskedLaw) else self._law

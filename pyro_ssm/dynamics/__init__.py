@@ -13,16 +13,22 @@ from pyro_ssm.dynamics.discretized import (
     SimulatedSteps,
 )
 from pyro_ssm.dynamics.durations import CategoricalDuration, NegativeBinomialDuration, PoissonDuration
+from pyro_ssm.dynamics.empty import EmptyInitial, EmptyTransition
+from pyro_ssm.dynamics.field_penalty import FieldPenalty
 from pyro_ssm.dynamics.finite import CategoricalInitial, MarkovChain
 from pyro_ssm.dynamics.harmonic_oscillator import HarmonicOscillator
 from pyro_ssm.dynamics.initial import KnownInitial, NormalInitial
 from pyro_ssm.dynamics.integrated_wiener import IntegratedWiener
+from pyro_ssm.dynamics.interpolation import InputPath, interpolate_inputs
 from pyro_ssm.dynamics.linear import LinearNormal
 from pyro_ssm.dynamics.linear_sde import LinearSDE, LinearSDEProcess
 from pyro_ssm.dynamics.markov_jump import MarkovJump
 from pyro_ssm.dynamics.matern import Matern
 from pyro_ssm.dynamics.neural import FunctionTransition, GatedTransition, MLPTransition
+from pyro_ssm.dynamics.neural_ode import NeuralODE
 from pyro_ssm.dynamics.neural_sde import NeuralSDE
+from pyro_ssm.dynamics.noisy_flow import NoisyFlow
+from pyro_ssm.dynamics.ode_fields import GreyBox, SecondOrder
 from pyro_ssm.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from pyro_ssm.dynamics.part import Part, Parts
 from pyro_ssm.dynamics.radial import RBFTransition
@@ -31,6 +37,7 @@ from pyro_ssm.dynamics.semi_markov import SemiMarkov, SemiMarkovInitial
 from pyro_ssm.dynamics.stacked import Stacked, StackedDiffuseInitial, StackedInitial, stack_initials
 from pyro_ssm.dynamics.stationary import Stationary, StationaryInitial
 from pyro_ssm.dynamics.switching import SwitchingInitial, SwitchingLinear
+from pyro_ssm.dynamics.term_library import TermLibrary, with_sparse_prior
 
 __all__ = [
     "AffineEulerMaruyama",
@@ -40,11 +47,16 @@ __all__ = [
     "CorrectedTransition",
     "DiffuseInitial",
     "ElementwiseDiffusion",
+    "EmptyInitial",
+    "EmptyTransition",
     "EulerMaruyama",
     "ExactLinear",
+    "FieldPenalty",
     "FunctionTransition",
     "GatedTransition",
+    "GreyBox",
     "HarmonicOscillator",
+    "InputPath",
     "IntegratedWiener",
     "KnownInitial",
     "LinearDrift",
@@ -59,7 +71,9 @@ __all__ = [
     "MarkovJump",
     "Matern",
     "NegativeBinomialDuration",
+    "NeuralODE",
     "NeuralSDE",
+    "NoisyFlow",
     "NormalInitial",
     "ODESteps",
     "OrnsteinUhlenbeck",
@@ -67,6 +81,7 @@ __all__ = [
     "Parts",
     "PoissonDuration",
     "RBFTransition",
+    "SecondOrder",
     "SemiMarkov",
     "SemiMarkovInitial",
     "SimulatedSteps",
@@ -77,7 +92,10 @@ __all__ = [
     "StationaryInitial",
     "SwitchingInitial",
     "SwitchingLinear",
+    "TermLibrary",
     "discretize",
+    "interpolate_inputs",
     "stack_initials",
     "structural",
+    "with_sparse_prior",
 ]

@@ -19,7 +19,9 @@ from pyro_ssm.dynamics.discretized import (
     SimulatedSteps,
 )
 from pyro_ssm.dynamics.linear_sde import LinearSDEProcess
+from pyro_ssm.dynamics.neural_ode import NeuralODE
 from pyro_ssm.dynamics.neural_sde import NeuralSDE
+from pyro_ssm.dynamics.noisy_flow import NoisyFlow
 from pyro_ssm.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from pyro_ssm.dynamics.sde_fields import ConstantDiffusion, LinearDrift
 from pyro_ssm.ops.sde import fixed_step_methods
@@ -53,14 +55,15 @@ def discretize(
     ``"euler_heun"``
     ``"rk4"``, ``"euler"``,     an ODE field ``f(t, z, u)``                         ``Gaussian`` (a point mass without
     ``"heun"``, ``"midpoint"``                                                      ``noise_floor``)
+    ``"flow"``                  a :class:`NeuralODE`, by its own solver             likewise
     ==========================  ==================================================  ====================================
 
     Steps are one a gap (``data.refine(n)`` makes them shorter), or ``substeps`` where only draws are wanted. The fields
     are shared, not copied: what is learnt by one inference is there for the next.
 
     Args:
-        equation: a :class:`NeuralSDE`, a linear process (:class:`LinearSDE`, :class:`OrnsteinUhlenbeck`, ...), or the
-            field of an ODE, a function or module.
+        equation: a :class:`NeuralSDE`, a linear process (:class:`LinearSDE`, :class:`OrnsteinUhlenbeck`, ...), a
+            :class:`NeuralODE`, or the field of an ODE, a function or module.
         method: see above.
         substeps: steps in each gap.
         state_dim: of an ODE field that does not say its own.
@@ -95,14 +98,21 @@ def discretize(
         if noise_floor or state_dim is not None:
             raise ValueError("`noise_floor` and `state_dim` belong to ODE fields; an SDE has its own")
         return _of_sde(equation, check_choice("method", method, _SDE_METHODS), substeps)
-    if isinstance(equation, Transition) or not callable(equation):
-        raise TypeError(
-            f"`equation` must be a NeuralSDE, a LinearSDE or OrnsteinUhlenbeck process, or an ODE field f(t, z, u), "
-            f"got {type(equation).__name__}"
-        )
-    check_choice("method", method, _ODE_METHODS)
     if noise_floor < 0:
         raise ValueError(f"`noise_floor` must not be negative, got {noise_floor}")
+    if isinstance(equation, NeuralODE):
+        if method != "flow" or substeps > 1 or state_dim is not None:
+            raise ValueError(
+                f"a NeuralODE brings its solver: discretize(ode, 'flow', noise_floor=...), got method={method!r}, "
+                f"substeps={substeps}, state_dim={state_dim}. For other steps give its field"
+            )
+        return NoisyFlow(equation, float(noise_floor))
+    if isinstance(equation, Transition) or not callable(equation):
+        raise TypeError(
+            f"`equation` must be a NeuralSDE, a LinearSDE or OrnsteinUhlenbeck process, a NeuralODE, or an ODE field "
+            f"f(t, z, u), got {type(equation).__name__}"
+        )
+    check_choice("method", method, _ODE_METHODS)
     size = getattr(equation, "state_dim", None) if state_dim is None else state_dim
     if size is None:
         raise ValueError("`state_dim` is needed: the ODE field does not say its own")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyro_ssm.ops import SolverError
+
 __all__ = ["check_scale", "check_steps", "tensors_with_gradient"]
 
 
@@ -16,7 +18,7 @@ def check_steps(moved: Tensor, state: Tensor, time: Tensor, what: str) -> Tensor
     if not bool(bad.any()):
         return moved
     at = tuple(bad.nonzero()[0].tolist())
-    raise FloatingPointError(
+    raise SolverError(
         f"{what} is not finite {_where(at, bad, state, time)}. It blows up or returns NaN there: refine the grid "
         "(data.refine), bound the field, or start nearer to the data"
     )

@@ -15,6 +15,8 @@ from pyro_ssm.blocks._gaussian import with_time
 from pyro_ssm.blocks.linear import Linear, linear
 from pyro_ssm.blocks.mlp import MLP, activation_function
 from pyro_ssm.blocks.parameters import positive_parameter, softplus_above, vector_parameter
+from pyro_ssm.ops import CoordinateScale
+from pyro_ssm.ops.block_diagonal import block_rows
 
 __all__ = ["ConstantDiffusion", "ElementwiseDiffusion", "LinearDrift", "MLPDiffusion", "MLPDrift"]
 
@@ -131,6 +133,11 @@ class ConstantDiffusion(PyroModule):
     event_dims: ClassVar[Mapping[str, int]] = {"scale": 1, "matrix": 2}
     state_free = True
 
+    def coordinate_scale(self) -> Tensor | None:
+        """The scales as :func:`~pyro_ssm.ops.euler_network_path` takes them; None for a matrix or draws."""
+        own = type(self).forward is ConstantDiffusion.forward  # or a subclass has another
+        return self.scale if own and self.is_diagonal and self.scale.dim() == 1 else None
+
     def __init__(self, value: float | Tensor, state_dim: int | None = None, floor: float = 1e-4) -> None:
         super().__init__()
         value = torch.as_tensor(value, dtype=torch.get_default_dtype()).detach()
@@ -172,6 +179,7 @@ class ElementwiseDiffusion(PyroModule):
     """
 
     event_dims: ClassVar[Mapping[str, int]] = {"slope": 2, "shift": 2, "weight": 2, "bias": 1}
+    elementwise = True
 
     def __init__(
         self,
@@ -199,13 +207,25 @@ class ElementwiseDiffusion(PyroModule):
         raw = level.expm1().log() if ceiling is None else (level / (ceiling - floor)).logit()
         self.bias = nn.Parameter(raw.expand(state_dim).clone())
 
+    @property
+    def _is_dense(self) -> bool:
+        return self.slope.dim() + self.shift.dim() + self.weight.dim() == 6 and self.state_dim <= _DENSE
+
+    def coordinate_scale(self) -> CoordinateScale | None:
+        """The parameters as :func:`~pyro_ssm.ops.euler_network_path` takes them; None where they have draws."""
+        own = type(self).forward is ElementwiseDiffusion.forward  # or a subclass has another
+        if not own or not self._is_dense or self.activation != "softplus" or self.bias.dim() != 1:
+            return None
+        span = None if self.ceiling is None else self.ceiling - self.floor
+        return CoordinateScale(self.slope, self.shift, self.weight, self.bias, self.floor, span)
+
     def forward(self, time: Tensor, state: Tensor, inputs: Tensor | None) -> Tensor:
         """``(..., time, state)``."""
         activate = activation_function(self.activation)
-        if self.slope.dim() + self.shift.dim() + self.weight.dim() == 6 and self.state_dim <= _DENSE:
+        if self._is_dense:
             # as products with block-diagonal matrices: some zeros are cheaper than three passes over the hidden units
-            hidden = activate(linear(state, _blocks(self.slope).mT, self.shift.flatten()))
-            raw = linear(hidden, _blocks(self.weight)) + self.bias
+            hidden = activate(linear(state, block_rows(self.slope).mT, self.shift.flatten()))
+            raw = linear(hidden, block_rows(self.weight)) + self.bias
         else:
             hidden = activate(torch.addcmul(self.shift, state.unsqueeze(-1), self.slope))
             raw = torch.linalg.vecdot(hidden, self.weight) + self.bias
@@ -260,12 +280,6 @@ class MLPDiffusion(PyroModule):
         x = concatenate(self, state, inputs, None)
         value = self.network(_beside(x, time) if self.uses_time else x)
         return value.unflatten(-1, (self.state_dim, self.noise_dim))
-
-
-def _blocks(rows: Tensor) -> Tensor:
-    """``(n, hidden)`` to the block-diagonal matrix ``(n, n * hidden)``."""
-    eye = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
-    return (eye.unsqueeze(-1) * rows).flatten(1)
 
 
 def _beside(x: Tensor, time: Tensor) -> Tensor:

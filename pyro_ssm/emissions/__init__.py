@@ -3,6 +3,7 @@
 from pyro_ssm.emissions.binary import Bernoulli
 from pyro_ssm.emissions.categorical import Categorical
 from pyro_ssm.emissions.continuous import Normal, StudentT
+from pyro_ssm.emissions.coordinates import Coordinates
 from pyro_ssm.emissions.count import NegativeBinomial, Poisson
 from pyro_ssm.emissions.design import DesignNormal
 from pyro_ssm.emissions.function import FunctionNormal
@@ -18,6 +19,7 @@ __all__ = [
     "ByState",
     "Categorical",
     "CategoricalTable",
+    "Coordinates",
     "DesignNormal",
     "FunctionNormal",
     "KnownNoise",

@@ -31,7 +31,7 @@ class NetworkEmission(Emission):
         outputs_per_obs: int = 1,
     ) -> None:
         super().__init__()
-        self.state_dim = check_size("state_dim", state_dim)
+        self.state_dim = check_size("state_dim", state_dim, least=0 if memory_dim else 1)
         self.obs_dim = check_size("obs_dim", obs_dim)
         self.input_dim = check_size("input_dim", input_dim, least=0)
         self.memory_dim = check_size("memory_dim", memory_dim, least=0)

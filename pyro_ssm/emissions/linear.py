@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_ssm.blocks._checks import check_choice, check_positive, check_size
 from pyro_ssm.blocks._conditioning import check_state
-from pyro_ssm.blocks._gaussian import AffineNormal, diagonal_normal, noise_tril, with_time
+from pyro_ssm.blocks._gaussian import AffineNormal, diagonal_normal, first_matrix, noise_tril, with_time
 from pyro_ssm.blocks.linear import linear
 from pyro_ssm.components import Affine, Emission
 from pyro_ssm.emissions.noise import KnownNoise
@@ -65,12 +65,7 @@ class LinearNormal(AffineNormal, Emission):
         super().__init__()
         self.state_dim = check_size("state_dim", state_dim)
         self.obs_dim = check_size("obs_dim", obs_dim)
-        if matrix is None:
-            start = torch.randn(obs_dim, state_dim) / state_dim**0.5
-        else:
-            start = torch.as_tensor(matrix).to(torch.get_default_dtype())
-        if start.shape != (obs_dim, state_dim):
-            raise ValueError(f"`matrix` must have shape ({obs_dim}, {state_dim}), got {tuple(start.shape)}")
+        start = first_matrix(matrix, (obs_dim, state_dim), lambda: torch.randn(obs_dim, state_dim) / state_dim**0.5)
         if noise is not None and not isinstance(noise, KnownNoise):
             raise TypeError(
                 f"`noise` must be emissions.StandardErrors, NoiseFunction or another KnownNoise, got "

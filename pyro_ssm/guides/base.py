@@ -16,6 +16,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions import MarkovPath
 from pyro_ssm.distributions.markov_path import Draw
 from pyro_ssm.models import StateSpaceModel, batch_shape, history, series_plate, site_name
+from pyro_ssm.models.ode_sites import through_start
 from pyro_ssm.models.sde_sites import through_noise
 
 __all__ = ["Guide"]
@@ -60,16 +61,29 @@ class Guide(PyroModule):
     looks_ahead: bool
     #: whether it samples the noise of a path where that is the model's random variable
     samples_noise: bool = False
+    #: whether it samples the start of a path that is a function of it
+    samples_start: bool = False
 
     def __init__(self, model: StateSpaceModel, parameters: Callable[..., Any] | None = None) -> None:
         super().__init__(name="guide")
         if not isinstance(model, StateSpaceModel) or is_bound(model):
             raise TypeError(f"`model` must be an unbound StateSpaceModel, got {type(model).__name__}")
+        if model.initial.state_dim == 0:
+            raise TypeError(
+                f"{type(self).__name__} samples a path, and this model has no state: fit it with guide=None (maximum "
+                "likelihood); weights with priors take pyro.infer.autoguide or NUTS"
+            )
         if through_noise(model) and not self.samples_noise:
             raise TypeError(
                 f"{type(self).__name__} samples a path, but the random variable of this model is the noise that drives "
                 "it (NeuralSDE with site='noise'). Use guides.PosteriorSDE, an automatic guide of Pyro, or "
                 "dynamics.discretize(sde, 'euler_maruyama') in the model"
+            )
+        if through_start(model) and not self.samples_start:
+            raise TypeError(
+                f"{type(self).__name__} samples a path, but the path of this model is a function of its start "
+                "(NeuralODE). Use guides.InitialState, an automatic guide of Pyro, or dynamics.discretize(ode, 'flow', "
+                "noise_floor=s) in the model"
             )
         self._model = (model,)  # a tuple, so that it is not registered
         self.parameter_guide = parameters if parameters is not None else _ParameterNormal(self._parameter_program)

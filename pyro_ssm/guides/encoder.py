@@ -10,15 +10,38 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_ssm.binding import random_parameters
-from pyro_ssm.blocks import Bidirectional, Linear, RecurrentEncoder, StructuredBlock
+from pyro_ssm.blocks import (
+    GRUD,
+    GRUODE,
+    ODERNN,
+    Bidirectional,
+    EvolvingBlock,
+    GRUODEBayes,
+    Linear,
+    NeuralCDE,
+    RecurrentEncoder,
+    StructuredBlock,
+)
+from pyro_ssm.blocks._checks import check_choice
+from pyro_ssm.blocks.evolving import JumpBlock
+from pyro_ssm.blocks.recurrent import RECURRENT_CELLS
 from pyro_ssm.components import gaps
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.models import StateSpaceModel
 
 __all__ = ["Cell", "Context", "DataEncoder"]
 
-#: the name of a recurrent cell, a structured block as a function of its features, or a whole encoder
+#: the name of a recurrent cell or an evolving block, a structured block as a function of its features, or an encoder
 Cell = Union[str, Callable[[int], StructuredBlock], Bidirectional]  # noqa: UP007  (an alias at run time, Python 3.10)
+
+#: evolving blocks over values, their mask and other columns, by name: ``(obs_dim, other_dim, hidden_dim) -> block``
+_EVOLVING: dict[str, Callable[[int, int, int], EvolvingBlock]] = {
+    "gru_d": lambda obs, other, hidden: GRUD(obs, hidden, other),
+    "gru_ode": lambda obs, other, hidden: GRUODE(2 * obs + other, hidden, obs_dim=obs),
+    "gru_ode_bayes": lambda obs, other, hidden: GRUODEBayes(obs, hidden, other),
+    "neural_cde": lambda obs, other, hidden: NeuralCDE(2 * obs + other, hidden, obs_dim=obs),
+    "ode_rnn": lambda obs, other, hidden: ODERNN(2 * obs + other, hidden, obs_dim=obs),
+}
 
 
 class Context(NamedTuple):
@@ -42,7 +65,8 @@ class DataEncoder(PyroModule):
 
     It sees values (0 where missing), the mask, :math:`\\log(1 + \\Delta)` of the gap before each time, and inputs; it
     runs over observation times only. On a refined grid an unobserved step sees the last (past) and the next (future)
-    observation's features and how far away they are. Values of random parameters enter linearly, so that :math:`q(z
+    observation's features and how far away they are; a state that follows an equation (``"ode_rnn"``, ``"gru_ode"``,
+    ``"gru_ode_bayes"``) is carried there by it. Values of random parameters enter linearly, so that :math:`q(z
     \\mid y, \\theta)` is amortised over them.
 
     Args:
@@ -50,12 +74,19 @@ class DataEncoder(PyroModule):
         hidden_dim: features of the recurrent network, and of the result.
         direction: ``"past"``, ``"future"`` or ``"both"``.
         input_dim: columns of ``data.inputs`` (0 for none).
-        cell: ``"gru"``, ``"lstm"``, ``"rnn"`` or ``"relu"``; or a structured block as a function of its features
-            (``blocks.S5``, ``lambda size: blocks.Mamba(size, 8)``), stacked ``num_layers`` times in each direction and
-            told the true gaps; or a :class:`~pyro_ssm.blocks.Bidirectional` of ``2 * obs_dim + 1 + input_dim`` features
-            in, ``hidden_dim`` out.
-        num_layers: of the recurrent network.
+        cell: ``"gru"``, ``"lstm"``, ``"rnn"`` or ``"relu"``, which see gaps as a feature; or, for irregular series, a
+            network in continuous time, one in each direction: ``"gru_d"``, ``"ode_rnn"``, ``"gru_ode"``,
+            ``"gru_ode_bayes"`` or ``"neural_cde"`` (``blocks.GRUD`` ... with their defaults, which count time in units
+            of the data); or a structured block as a function of its features (``blocks.S5``, ``lambda size:
+            blocks.Mamba(size, 8)``), stacked ``num_layers`` times in each direction and told the true gaps; or a
+            :class:`~pyro_ssm.blocks.Bidirectional` of ``2 * obs_dim + 1 + input_dim`` features in (values, their mask,
+            the logarithm of the gap, inputs), ``hidden_dim`` out, for instance of two ``blocks.ODERNN`` with a solver
+            of your own.
+        num_layers: of the recurrent network; 1 for a network in continuous time.
         dropout: between its layers.
+
+    Raises:
+        ValueError: a cell that does not fit, or layers of a network in continuous time.
 
     >>> import torch, pyro_ssm as ssm
     >>> from pyro_ssm.guides.encoder import DataEncoder
@@ -79,7 +110,7 @@ class DataEncoder(PyroModule):
         super().__init__()
         self.input_dim = input_dim
         obs_dim = model.emission.obs_dim
-        self.recurrent = _network(2 * obs_dim + 1 + input_dim, hidden_dim, direction, cell, num_layers, dropout)
+        self.recurrent = _network(obs_dim, 1 + input_dim, hidden_dim, direction, cell, num_layers, dropout)
         self.distance = Linear(2, hidden_dim, bias=False)
         self.parameter_events = _parameter_events(model)
         numel = sum(event.numel() for event in self.parameter_events.values())
@@ -128,14 +159,21 @@ class DataEncoder(PyroModule):
         steps = torch.arange(data.num_times, device=past.device)
         at = torch.searchsorted(data.observed_index, steps, right=True) - 1
         since = data.times - data.observed_times.index_select(-1, at)
-        return past.index_select(-2, at) + self._away(since, past, 0)
+        return self._carried("past", past.index_select(-2, at), since) + self._away(since, past, 0)
 
     def _from_future(self, future: Tensor, data: TimeSeries) -> Tensor:
         """For each latent step, the features of the next observation at or after it, and the time until."""
         steps = torch.arange(data.num_times, device=future.device)
         at = torch.searchsorted(data.observed_index, steps).clamp_max(future.shape[-2] - 1)
         until = data.observed_times.index_select(-1, at) - data.times
-        return future.index_select(-2, at) + self._away(until, future, 1)
+        return self._carried("future", future.index_select(-2, at), until) + self._away(until, future, 1)
+
+    def _carried(self, direction: str, features: Tensor, distance: Tensor) -> Tensor:
+        """Features moved to a latent step, where the network knows how its state moves when nothing is seen."""
+        block = getattr(self.recurrent, direction)
+        if not isinstance(block, JumpBlock):
+            return features
+        return block.evolve(features, distance.to(features.dtype).unsqueeze(-1))
 
     def _away(self, distance: Tensor, like: Tensor, column: int) -> Tensor:
         away = distance.to(like.dtype).log1p().unsqueeze(-1)
@@ -143,9 +181,22 @@ class DataEncoder(PyroModule):
 
 
 def _network(
-    in_features: int, hidden_dim: int, direction: str, cell: Cell, num_layers: int, dropout: float
+    obs_dim: int, other_dim: int, hidden_dim: int, direction: str, cell: Cell, num_layers: int, dropout: float
 ) -> RecurrentEncoder | Bidirectional:
+    in_features = 2 * obs_dim + other_dim
+    if isinstance(cell, str) and cell in _EVOLVING:
+        if num_layers != 1 or dropout:
+            raise ValueError(
+                f"`cell` {cell!r} has one layer without dropout, got num_layers={num_layers}, dropout={dropout}. Stack "
+                "blocks by a function of the number of features: cell=lambda size: blocks.ODERNN(size, size)"
+            )
+        made = {
+            name: _EVOLVING[cell](obs_dim, other_dim, hidden_dim) if direction in (name, "both") else None
+            for name in ("past", "future")
+        }
+        return Bidirectional(made["past"], made["future"])
     if isinstance(cell, str):
+        check_choice("cell", cell, (*RECURRENT_CELLS, *_EVOLVING))
         return RecurrentEncoder(in_features, hidden_dim, direction, cell, num_layers, dropout)
     if not isinstance(cell, Bidirectional):
         return Bidirectional.of(cell, in_features, hidden_dim, direction, num_layers, dropout)

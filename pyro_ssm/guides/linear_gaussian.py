@@ -17,7 +17,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions.markov_path import Draw
 from pyro_ssm.distributions.moments import gaussian_moments
 from pyro_ssm.guides.encoded import AbstractEncodedGuide
-from pyro_ssm.guides.encoder import Context
+from pyro_ssm.guides.encoder import Cell, Context
 from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.ops.kalman import kalman_filter_reference, matvec
 from pyro_ssm.ops.kalman_backward import (
@@ -60,7 +60,9 @@ class LinearGaussian(AbstractEncodedGuide):
             ``core.load_state_dict(fitted.state_dict())``).
         hidden_dim: of the encoder.
         input_dim: columns of ``data.inputs`` that the encoder sees (0 for none).
-        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"`` or ``"relu"``.
+        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"``, ``"relu"``; in continuous time ``"gru_d"``,
+            ``"ode_rnn"``, ``"gru_ode"``, ``"gru_ode_bayes"``, ``"neural_cde"``; a structured block class such as
+            ``blocks.S5``, or a ``blocks.Bidirectional`` (see ``guides.encoder.DataEncoder``).
         num_layers: of the encoder.
         dropout: between the encoder's layers.
         scale_floor: least factor of the core's scales, in (0, 1).
@@ -93,7 +95,7 @@ class LinearGaussian(AbstractEncodedGuide):
         hidden_dim: int = 64,
         *,
         input_dim: int = 0,
-        cell: str = "gru",
+        cell: Cell = "gru",
         num_layers: int = 1,
         dropout: float = 0.0,
         scale_floor: float = 1e-3,

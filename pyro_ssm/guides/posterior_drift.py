@@ -55,3 +55,16 @@ class PosteriorDrift(PyroModule):
     def given(self, state: Tensor, prepared: Tensor) -> Tensor:
         """The same with ``from_features(features)`` computed before, for all times at once."""
         return self.rest(activation_function(self.activation)(self.from_state(state) + prepared))
+
+    def softplus_layers(self) -> list[Tensor] | None:
+        """The weights that :meth:`given` uses, as :func:`~pyro_ssm.ops.euler_network_path` takes them.
+
+        None for another activation, weights with draws, or a subclass with another ``given``.
+        """
+        if self.activation != "softplus" or type(self).given is not PosteriorDrift.given:
+            return None
+        weights: list[Tensor] = [self.from_state.weight]
+        for layer in self.rest.layers:
+            weights += [layer.weight, layer.bias]
+        dims = [2, *(2, 1) * len(self.rest.layers)]
+        return weights if [weight.dim() for weight in weights] == dims else None

@@ -19,10 +19,11 @@ from pyro_ssm.distributions.markov_path import Draw
 from pyro_ssm.dynamics import EulerMaruyama, NeuralSDE
 from pyro_ssm.dynamics.sde_checks import tensors_with_gradient
 from pyro_ssm.guides.encoded import AbstractEncodedGuide
+from pyro_ssm.guides.encoder import Cell
 from pyro_ssm.guides.posterior_drift import PosteriorDrift
 from pyro_ssm.models import StateSpaceModel, batch_shape, series_plate, site_name
 from pyro_ssm.models.sde_sites import known_start, noise_law, refuse_memory, solve_noise, start_law
-from pyro_ssm.ops import SDEStep, sde_step
+from pyro_ssm.ops import SDEStep, euler_network_path, sde_step
 from pyro_ssm.ops.sde import check_path, noise_times
 
 __all__ = ["PosteriorSDE", "SDEContext"]
@@ -77,7 +78,9 @@ class PosteriorSDE(AbstractEncodedGuide):
         drift_hidden: hidden layers of the network v.
         activation: of the network v.
         input_dim: columns of ``data.inputs`` that the encoder sees (0 for none).
-        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"`` or ``"relu"``.
+        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"``, ``"relu"``; in continuous time ``"gru_d"``,
+            ``"ode_rnn"``, ``"gru_ode"``, ``"gru_ode_bayes"``, ``"neural_cde"``; a structured block class such as
+            ``blocks.S5``, or a ``blocks.Bidirectional`` (see ``guides.encoder.DataEncoder``).
         num_layers: of the encoder.
         dropout: between the encoder's layers.
         scale_floor: added to the scale of the first state.
@@ -113,7 +116,7 @@ class PosteriorSDE(AbstractEncodedGuide):
         drift_hidden: int | Sequence[int] = (64, 64),
         activation: str | Callable[[Tensor], Tensor] = "softplus",
         input_dim: int = 0,
-        cell: str = "gru",
+        cell: Cell = "gru",
         num_layers: int = 1,
         dropout: float = 0.0,
         scale_floor: float = 1e-4,
@@ -178,15 +181,24 @@ class PosteriorSDE(AbstractEncodedGuide):
         if sde.site != "path" or sde.noise != "diagonal" or known:
             return None
         key = sde.diffusion_key(context.times, context.inputs)
+        fused = self._fused(sde) if context.times.shape[-1] > 1 else None
 
         def path(shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
             features = context.features
             noise = torch.randn(shape, dtype=features.dtype, device=features.device)
             first = self.first_law(features[..., :1, :]).base_dist
+            gaps = context.times.diff(dim=-1).to(features).unsqueeze(-1)
+            if fused is not None:
+                start = first.loc + first.scale * noise[..., :1, :]
+                given = self.drift.from_features(features)[..., 1:, :]
+                drawn = euler_network_path(noise[..., 1:, :], start.squeeze(-2), given, gaps.squeeze(-1), *fused)
+                z = check_path(torch.cat([start, drawn.states], -2), context.times, "the path of the guide")
+                if key is not None:
+                    z.euler_draw = EulerDraw(key, drawn.locs, drawn.scales, drawn.scales)  # type: ignore[attr-defined]
+                return z, noise, torch.cat([first.scale.expand(start.shape), drawn.scales], -2)
             e, drift = noise.split(1, -2), self._drift_of_steps(features)
             pseudo = self.pseudo(features).split(1, -2) if self.tilt else [None] * len(e)
             clock = context.times.to(features).unsqueeze(-1)
-            gaps = context.times.diff(dim=-1).to(features).unsqueeze(-1)
             t, h, root = clock.split(1, -2), gaps.split(1, -2), gaps.sqrt().split(1, -2)
             u = None if context.inputs is None else context.inputs.split(1, -2)
             states, locs, scales, priors = [first.loc + first.scale * e[0]], [], [first.scale.expand(e[0].shape)], []
@@ -208,6 +220,14 @@ class PosteriorSDE(AbstractEncodedGuide):
             return z, noise, scale
 
         return path
+
+    def _fused(self, sde: NeuralSDE) -> tuple[Sequence[Tensor], Any] | None:
+        """Networks of drift and diffusion for :func:`~pyro_ssm.ops.euler_network_path`, where they have its form."""
+        if self.form != "drift" or self.tilt or not isinstance(self.drift, PosteriorDrift):
+            return None
+        network = self.drift.softplus_layers()
+        scale = getattr(sde.diffusion, "coordinate_scale", lambda: None)()
+        return None if network is None or scale is None else (network, scale)
 
     def _drift_of_steps(self, features: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
         """``(k, t, z) -> v``; what it can know before the state is computed for all steps at once."""
@@ -331,13 +351,13 @@ def _seen_through(loc: Tensor, scale: Tensor, pseudo: Tensor | None) -> tuple[Te
     return loc + ratio / (1 + ratio) * (m - loc), scale * (1 + ratio).rsqrt()
 
 
-def _equation(transition: Any) -> NeuralSDE:
+def _equation(transition: Any, who: str = "PosteriorSDE") -> NeuralSDE:
     if isinstance(transition, NeuralSDE):
         return transition
     if isinstance(transition, EulerMaruyama) and transition.sde.site == "path":
         return transition.sde
     raise TypeError(
-        "PosteriorSDE needs a model whose transition is a dynamics.NeuralSDE (or the 'euler_maruyama' discretisation "
+        f"{who} needs a model whose transition is a dynamics.NeuralSDE (or the 'euler_maruyama' discretisation "
         f"of one with site='path'), got {type(transition).__name__.removeprefix('Bound')}. Use guides.Structured"
     )
 

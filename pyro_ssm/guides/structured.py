@@ -38,7 +38,8 @@ class Structured(AbstractEncodedGuide):
         direction: what the encoder reads.
         structured: whether a step sees the state before.
         input_dim: columns of ``data.inputs`` that the encoder sees (0 for none).
-        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"``, ``"relu"``, a structured block class such as
+        cell: of the encoder: ``"gru"``, ``"lstm"``, ``"rnn"``, ``"relu"``; in continuous time ``"gru_d"``,
+            ``"ode_rnn"``, ``"gru_ode"``, ``"gru_ode_bayes"``, ``"neural_cde"``; a structured block class such as
             ``blocks.S5``, or a ``blocks.Bidirectional`` (see ``guides.encoder.DataEncoder``).
         num_layers: of the encoder.
         dropout: between the encoder's layers.

@@ -39,8 +39,9 @@ from pyro_ssm.infer.discrete import (
     switching_variational,
     viterbi,
 )
-from pyro_ssm.infer.elbo import IWAE, FreeBits
+from pyro_ssm.infer.elbo import IWAE, FreeBits, SolverFree
 from pyro_ssm.infer.elbo_particle import ParticleELBO
+from pyro_ssm.infer.elbo_post_jump import PostJumpELBO
 from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.expectation_maximisation import EMResult, em
 from pyro_ssm.infer.fit import FitResult, fit
@@ -74,6 +75,7 @@ from pyro_ssm.infer.information import ObservedInformation, StandardErrorsResult
 from pyro_ssm.infer.local_parameters import local_parameters
 from pyro_ssm.infer.marginal import Marginal, MarginalLaw
 from pyro_ssm.infer.parameter_groups import ParameterGroups, parameter_groups
+from pyro_ssm.infer.predictive import PredictiveFiltered, predictive_filter
 from pyro_ssm.infer.prior import sample_prior
 from pyro_ssm.infer.smc import (
     ConditionalPath,
@@ -103,6 +105,7 @@ from pyro_ssm.infer.smc import (
     smc_sampler,
     smc_squared,
 )
+from pyro_ssm.infer.term_coefficients import TermRegression, term_regression
 
 __all__ = [
     "IWAE",
@@ -141,10 +144,13 @@ __all__ = [
     "ParticleMCMCResult",
     "ParticleMarginal",
     "ParticleSmoothed",
+    "PostJumpELBO",
+    "PredictiveFiltered",
     "RegimeCarry",
     "RegimeEnumeration",
     "SampledPaths",
     "SegmentPath",
+    "SolverFree",
     "StandardErrorsResult",
     "SwitchingEM",
     "SwitchingFiltered",
@@ -152,6 +158,7 @@ __all__ = [
     "SwitchingSmoothed",
     "SwitchingStep",
     "SwitchingSystem",
+    "TermRegression",
     "auxiliary",
     "baum_welch",
     "bootstrap",
@@ -197,6 +204,7 @@ __all__ = [
     "particle_gibbs",
     "particle_smoother",
     "pmmh",
+    "predictive_filter",
     "rao_blackwellised",
     "regime_log_probs",
     "regime_start",
@@ -212,6 +220,7 @@ __all__ = [
     "switching_em",
     "switching_system",
     "switching_variational",
+    "term_regression",
     "unscented_kalman_filter",
     "unscented_kalman_smoother",
     "viterbi",

@@ -1,4 +1,4 @@
-"""Bounds beside Pyro's: importance-weighted per series, and with free bits per time step."""
+"""Bounds beside Pyro's: importance-weighted per series, with free bits per time step, without a solver."""
 
 from __future__ import annotations
 
@@ -7,45 +7,15 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from pyro.infer import ELBO
-from pyro.infer.enum import get_importance_trace
-from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.annealing import is_path_site
-from pyro_ssm.infer.elbo_weights import PlateShape, log_weights, plate_shape, refuse_score_function
+from pyro_ssm.infer.elbo_differentiable import DifferentiableELBO
+from pyro_ssm.infer.elbo_solver_free import SolverFree
+from pyro_ssm.infer.elbo_weights import PlateShape, log_weights, plate_shape
 
-__all__ = ["IWAE", "DifferentiableELBO", "FreeBits"]
-
-
-class DifferentiableELBO(ELBO):
-    """What a bound with ``differentiable_loss`` owes to Pyro besides.
-
-    >>> from pyro_ssm.infer.elbo import IWAE, DifferentiableELBO
-    >>> issubclass(IWAE, DifferentiableELBO)
-    True
-    """
-
-    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} must define differentiable_loss(model, guide, *args)")
-
-    @torch.no_grad()
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> float:
-        """The negative bound, a number."""
-        return self.differentiable_loss(model, guide, *args).item()
-
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> float:
-        """The negative bound; adds its gradient to the parameters (for ``pyro.infer.SVI``)."""
-        loss = self.differentiable_loss(model, guide, *args)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return loss.item()
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        traces = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
-        refuse_score_function(traces[1])
-        return traces
+__all__ = ["IWAE", "DifferentiableELBO", "FreeBits", "SolverFree"]
 
 
 class IWAE(DifferentiableELBO):

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_ssm.binding import is_bound
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Guide
-from pyro_ssm.infer.elbo import DifferentiableELBO
+from pyro_ssm.infer.elbo_differentiable import DifferentiableELBO
 from pyro_ssm.infer.elbo_weights import refuse_score_function
 from pyro_ssm.infer.handler_stack import is_annealed
 from pyro_ssm.infer.smc.collectors.choices import ChoiceLogProb

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 
 from pyro_ssm.infer.annealing import kl_annealing
 
-__all__ = ["is_annealed", "mcmc_begins"]
+__all__ = ["annealing_factor", "is_annealed", "mcmc_begins"]
 
 
 def mcmc_begins() -> bool:
@@ -35,3 +37,16 @@ def is_annealed() -> bool:
     True
     """
     return any(isinstance(handler, kl_annealing) and handler.beta != 1 for handler in _PYRO_STACK)
+
+
+def annealing_factor(name: str) -> float:
+    """The factor that the :class:`~pyro_ssm.infer.kl_annealing` around the program put on a latent site.
+
+    >>> from pyro_ssm.infer import kl_annealing
+    >>> from pyro_ssm.infer.handler_stack import annealing_factor
+    >>> with kl_annealing(0.5):
+    ...     print(annealing_factor("z"), annealing_factor("transition.rate"))
+    0.5 1.0
+    """
+    handlers = [handler for handler in _PYRO_STACK if isinstance(handler, kl_annealing) and handler.selects(name)]
+    return math.prod((handler.beta for handler in handlers), start=1.0)

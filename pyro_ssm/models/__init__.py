@@ -1,5 +1,7 @@
 """State-space models as Pyro programs, and named models as short factories."""
 
+from pyro_ssm.models.empty import empty_path
+from pyro_ssm.models.irregular import gru_d, gru_ode_bayes, neural_cde, ode_rnn, predictor
 from pyro_ssm.models.laws import BoundModel, batch_shape, emission_law, history, observation_law, path_law
 from pyro_ssm.models.mixed_frequency import mixed_frequency_factor
 from pyro_ssm.models.named import dmm, srnn, vrnn
@@ -17,10 +19,16 @@ __all__ = [
     "batch_shape",
     "dmm",
     "emission_law",
+    "empty_path",
+    "gru_d",
+    "gru_ode_bayes",
     "history",
     "mixed_frequency_factor",
+    "neural_cde",
     "observation_law",
+    "ode_rnn",
     "path_law",
+    "predictor",
     "series_plate",
     "site_name",
     "srnn",

@@ -10,10 +10,20 @@ from torch import Tensor, nn
 
 from pyro_ssm.components import Emission, Initial, Memory, Transition, gaps
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.distributions import EulerPath, GirsanovPath, History, MarkovPath, Observations, masked
-from pyro_ssm.dynamics import NeuralSDE
+from pyro_ssm.distributions import EulerPath, GirsanovPath, History, MarkovPath, Observations, StartedPath, masked
+from pyro_ssm.dynamics import NeuralODE, NeuralSDE
+from pyro_ssm.models.start import known_start, refuse_memory, start_law
 
-__all__ = ["BoundModel", "batch_shape", "emission_law", "history", "observation_law", "path_law"]
+__all__ = [
+    "BoundModel",
+    "batch_shape",
+    "emission_law",
+    "history",
+    "observation_law",
+    "path_law",
+    "solve_from",
+    "stopped_times",
+]
 
 
 class BoundModel(Protocol):
@@ -57,7 +67,7 @@ def _at_observations(data: TimeSeries, tensor: Tensor | None, dim: int) -> Tenso
     return tensor.index_select(dim, data.observed_index)
 
 
-def _like(model: BoundModel, data: TimeSeries) -> Tensor:
+def tensor_like(model: BoundModel, data: TimeSeries) -> Tensor:
     """A tensor of the dtype and device in which the model computes."""
     if data.values is not None:
         return data.values
@@ -86,7 +96,7 @@ def history(model: BoundModel, data: TimeSeries) -> History | None:
 
     return History(
         model.memory,
-        gaps(times, _like(model, data)),
+        gaps(times, tensor_like(model, data)),
         inputs,
         data.values,
         _observation_mask(model, data),
@@ -95,10 +105,13 @@ def history(model: BoundModel, data: TimeSeries) -> History | None:
     )
 
 
-def path_law(model: BoundModel, data: TimeSeries, run: History | None = None) -> MarkovPath | GirsanovPath:
+def path_law(
+    model: BoundModel, data: TimeSeries, run: History | None = None
+) -> MarkovPath | GirsanovPath | StartedPath:
     """The law of the path ``z`` of a bound model at ``data.times``.
 
-    A :class:`~pyro_ssm.distributions.GirsanovPath` for an equation in the hands of torchsde's solvers.
+    A :class:`~pyro_ssm.distributions.GirsanovPath` for an equation in the hands of torchsde's solvers, a
+    :class:`~pyro_ssm.distributions.StartedPath` for an ordinary differential equation.
 
     >>> import torch, pyro_ssm as ssm
     >>> from pyro_ssm.models.laws import path_law
@@ -109,6 +122,8 @@ def path_law(model: BoundModel, data: TimeSeries, run: History | None = None) ->
     """
     if isinstance(model.transition, NeuralSDE) and model.transition.site == "girsanov":
         return reference_law(model, data)
+    if isinstance(model.transition, NeuralODE):
+        return _started_law(model, data)
     step_mask = None if data.lengths is None else data.step_mask
     if run is None and _is_diagonal_euler(model.transition):
         return _euler_law(model, data, step_mask)
@@ -121,6 +136,52 @@ def path_law(model: BoundModel, data: TimeSeries, run: History | None = None) ->
         step_mask=step_mask,
         batch_shape=batch_shape(model, data),
     )
+
+
+def _started_law(model: BoundModel, data: TimeSeries) -> StartedPath:
+    """The law of a path that is a function of its start."""
+    refuse_memory(model)
+    held = None if data.inputs is None else data.inputs[..., :1, :]
+    first = start_law(model.initial(data.times[..., :1], held), batch_shape(model, data))
+    known = known_start(first) is not None
+    return StartedPath(first, lambda start: solve_from(model, data, start), data.num_times, known)
+
+
+def solve_from(model: BoundModel, data: TimeSeries, start: Tensor) -> Tensor:
+    """The path ``(*batch, time, state)`` of an ordinary differential equation from a start ``(*batch, 1, state)``.
+
+    At padding it stands still where the series has ended.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.laws import solve_from
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(1), ssm.dynamics.NeuralODE(lambda t, z, u: -z, state_dim=1),
+    ...     ssm.emissions.LinearNormal(1, 1))
+    >>> solve_from(model.bind(), ssm.TimeSeries([0.0, 1.0], torch.zeros(2, 1)), torch.ones(1, 1)).squeeze(-1)
+    tensor([1.0000, 0.3679])
+    """
+    ode: NeuralODE = model.transition  # type: ignore[assignment]
+    if ode.jump is not None and ode.interpolation is None and data.observed_index is not None:
+        raise ValueError(
+            "the data are refined, and a jump would be made at every refined time. Let the inputs know theirs: "
+            "dynamics.interpolate_inputs(data, 'held').refine(n), with NeuralODE(..., interpolation='held')"
+        )
+    path = ode.solve(start, stopped_times(data), data.inputs)
+    return path.expand(torch.broadcast_shapes(path.shape, start.shape[:-2] + (1, 1)))
+
+
+def stopped_times(data: TimeSeries) -> Tensor:
+    """The times, with padding at the last real time of its series: nothing moves there.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.laws import stopped_times
+    >>> stopped_times(ssm.TimeSeries([0.0, 1.0, 2.0], torch.zeros(2, 3, 1), lengths=[2, 3])).tolist()
+    [[0.0, 1.0, 1.0], [0.0, 1.0, 2.0]]
+    """
+    if data.lengths is None or not data.is_ragged:
+        return data.times
+    own = data.times.expand(data.batch_shape + (data.num_times,))
+    return torch.minimum(own, own.gather(-1, (data.lengths - 1).unsqueeze(-1)))
 
 
 def _is_diagonal_euler(transition: Transition) -> bool:
@@ -165,7 +226,7 @@ def reference_law(model: BoundModel, data: TimeSeries) -> GirsanovPath:
         data.times,
         sde.noise_dim,
         batch_shape(model, data),
-        _like(model, data),
+        tensor_like(model, data),
         step_mask=None if data.lengths is None else data.step_mask,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -9,22 +10,44 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.distributions import DrivenNoise, History, MarkovPath, SingularNormal
-from pyro_ssm.dynamics import NeuralSDE
-from pyro_ssm.models.laws import BoundModel, batch_shape, path_law
+from pyro_ssm.distributions import DrivenNoise, History
+from pyro_ssm.dynamics import NeuralODE, NeuralSDE
+from pyro_ssm.models.empty import empty_path
+from pyro_ssm.models.laws import BoundModel, batch_shape, path_law, solve_from
+from pyro_ssm.models.ode_sites import diverging, sample_started, through_start
 from pyro_ssm.models.plates import site_name
+from pyro_ssm.models.start import known_start, refuse_memory, start_law
 from pyro_ssm.ops import BrownianPath
 
-__all__ = ["known_start", "noise_law", "refuse_memory", "sample_states", "solve_noise", "start_law", "through_noise"]
+__all__ = [
+    "DRIVING_SITES",
+    "driven_path",
+    "known_start",
+    "noise_law",
+    "refuse_memory",
+    "sample_states",
+    "solve_noise",
+    "start_law",
+    "through_noise",
+]
+
+#: what a path may be a function of
+DRIVING_SITES = ("z_start", "z_noise")
 
 
 def sample_states(model: Any, bound: BoundModel, data: TimeSeries, run: History | None) -> Tensor:
-    """Sample the path ``(*batch, time, state)``: the site ``"z"``, or ``"z_start"`` and ``"z_noise"`` that drive it.
+    """Sample the path ``(*batch, time, state)``: the site ``"z"``, or those that drive it; none without a state.
 
     >>> from pyro_ssm.models.sde_sites import sample_states
     >>> sample_states.__name__
     'sample_states'
     """
+    if bound.initial.state_dim == 0:
+        return empty_path(bound, data)
+    if isinstance(bound.transition, (NeuralODE, NeuralSDE)):
+        diverging()
+    if through_start(bound):
+        return sample_started(model, bound, data)
     if not through_noise(bound):
         return pyro.sample(site_name(model, "z"), path_law(bound, data, run))
     refuse_memory(bound)
@@ -46,6 +69,33 @@ def sample_states(model: Any, bound: BoundModel, data: TimeSeries, run: History 
     return z
 
 
+def driven_path(model: BoundModel, data: TimeSeries, sites: Mapping[str, Tensor]) -> Tensor | None:
+    """The path ``(*lead, time, state)`` from draws of the sites that drive it, by their names relative to the model.
+
+    None where the model's path is a site itself, or a site is missing that drives it.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.sde_sites import driven_path
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(1), ssm.dynamics.NeuralODE(lambda t, z, u: -z, state_dim=1),
+    ...     ssm.emissions.LinearNormal(1, 1))
+    >>> data = ssm.TimeSeries([0.0, 1.0], torch.zeros(2, 1))
+    >>> driven_path(model.bind(), data, {"z_start": torch.ones(5, 1, 1)}).shape
+    torch.Size([5, 2, 1])
+    """
+    if not (through_start(model) or through_noise(model)):
+        return None
+    held = None if data.inputs is None else data.inputs[..., :1, :]
+    start = sites.get("z_start")
+    if start is None:
+        start = known_start(start_law(model.initial(data.times[..., :1], held), batch_shape(model, data)))
+    if start is None or (through_noise(model) and data.num_times > 1 and "z_noise" not in sites):
+        return None
+    if through_start(model):
+        return solve_from(model, data, start)
+    return solve_noise(model, data, start, sites.get("z_noise", start[..., 1:, :]))
+
+
 def through_noise(model: BoundModel) -> bool:
     """Whether the random variable of a model's path is its noise.
 
@@ -56,25 +106,6 @@ def through_noise(model: BoundModel) -> bool:
     False
     """
     return isinstance(model.transition, NeuralSDE) and model.transition.site == "noise"
-
-
-def start_law(first: Any, shape: torch.Size) -> MarkovPath:
-    """The law of the first state as a path of one step: event ``(1, state)``.
-
-    >>> import torch, pyro_ssm as ssm
-    >>> from pyro_ssm.models.sde_sites import start_law
-    >>> start_law(ssm.dynamics.NormalInitial(2)(torch.zeros(1), None), torch.Size([3])).sample().shape
-    torch.Size([3, 1, 2])
-    """
-    return MarkovPath.over(lambda state, k, summary: first, 1, first.event_shape[0], batch_shape=shape)
-
-
-def known_start(law: MarkovPath) -> Tensor | None:
-    """The first state, where its law is a point; else None."""
-    first = law._step(None, slice(0, 1), None)
-    if isinstance(first, SingularNormal) and not bool(first._unbroadcasted_scale_tril.any()):
-        return first.mean.expand(law.batch_shape + law.event_shape)
-    return None
 
 
 def noise_law(model: BoundModel, data: TimeSeries, start: Tensor, **driven: Any) -> DrivenNoise:
@@ -101,12 +132,3 @@ def solve_noise(model: BoundModel, data: TimeSeries, start: Tensor, noise: Tenso
         return start
     sde: NeuralSDE = model.transition  # type: ignore[assignment]
     return sde.solve(start, BrownianPath.of_normal(data.times, noise, seed=0), data.inputs)
-
-
-def refuse_memory(model: BoundModel) -> None:
-    """Raise for a model with memory, whose path is no function of noise alone."""
-    if model.memory is not None:
-        raise NotImplementedError(
-            "a memory needs a path that is stepped: use NeuralSDE(..., method='euler', site='path'), or leave the "
-            "memory out"
-        )

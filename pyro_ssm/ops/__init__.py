@@ -11,9 +11,23 @@ from pyro_ssm.ops.dense_lti import dense_lti, dense_lti_reference
 from pyro_ssm.ops.diag_lti import diag_lti, diag_lti_reference
 from pyro_ssm.ops.discretise import discretise
 from pyro_ssm.ops.dplr import cauchy, dplr_kernel, dplr_scan, dplr_scan_reference
+from pyro_ssm.ops.euler_network_path import (
+    CoordinateScale,
+    EulerPathDraw,
+    euler_network_path,
+    euler_network_path_reference,
+)
 from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
 from pyro_ssm.ops.hippo import NormalPlusLowRank, hippo, hippo_low_rank
 from pyro_ssm.ops.info import OpsInfo, info
+from pyro_ssm.ops.interpolation import (
+    fill_forward,
+    fill_linear,
+    interpolate,
+    interpolation_coefficients,
+    interpolation_slope,
+    rectilinear_path,
+)
 from pyro_ssm.ops.kalman import kalman_filter_reference
 from pyro_ssm.ops.kalman_backward import (
     backward_conditionals_reference,
@@ -26,25 +40,34 @@ from pyro_ssm.ops.kalman_smoother import backward_conditionals, backward_sample,
 from pyro_ssm.ops.linalg import tria
 from pyro_ssm.ops.linear_scan import linear_scan, linear_scan_reference
 from pyro_ssm.ops.linear_sde import LinearStep, linear_sde_step, linear_sde_step_reference, stationary_root
+from pyro_ssm.ops.ode import ode_flow, ode_path
 from pyro_ssm.ops.quadrature import SigmaPoints, cubature_rule, gauss_hermite_rule, unscented_rule
 from pyro_ssm.ops.radial import RadialMoments, radial_basis, radial_moments
 from pyro_ssm.ops.recurrent_scan import elman_scan, elman_scan_reference, gru_scan, gru_scan_reference
+from pyro_ssm.ops.runge_kutta import Tolerance
 from pyro_ssm.ops.scan2x2 import scan2x2, scan2x2_reference
 from pyro_ssm.ops.sde import SDEStep, sde_path, sde_step
 from pyro_ssm.ops.selective_scan import selective_scan, selective_scan_reference
+from pyro_ssm.ops.softplus import softplus
+from pyro_ssm.ops.solver_error import SolverError
 from pyro_ssm.ops.ssd import ssd, ssd_reference
 from pyro_ssm.ops.ssm_kernel import fft_conv, ssm_kernel, ssm_kernel_reference
 from pyro_ssm.ops.taper import gaspari_cohn
+from pyro_ssm.ops.torchdiffeq_path import torchdiffeq_flow, torchdiffeq_path
 from pyro_ssm.ops.torchsde_path import torchsde_path
 
 __all__ = [
     "BrownianPath",
+    "CoordinateScale",
+    "EulerPathDraw",
     "LinearStep",
     "NormalPlusLowRank",
     "OpsInfo",
     "RadialMoments",
     "SDEStep",
     "SigmaPoints",
+    "SolverError",
+    "Tolerance",
     "affine_scan",
     "associative_scan",
     "backward_conditionals",
@@ -70,7 +93,11 @@ __all__ = [
     "dplr_scan_reference",
     "elman_scan",
     "elman_scan_reference",
+    "euler_network_path",
+    "euler_network_path_reference",
     "fft_conv",
+    "fill_forward",
+    "fill_linear",
     "gaspari_cohn",
     "gauss_hermite_rule",
     "gru_scan",
@@ -80,6 +107,9 @@ __all__ = [
     "hippo",
     "hippo_low_rank",
     "info",
+    "interpolate",
+    "interpolation_coefficients",
+    "interpolation_slope",
     "kalman_filter",
     "kalman_filter_parallel",
     "kalman_filter_reference",
@@ -91,8 +121,11 @@ __all__ = [
     "linear_scan_reference",
     "linear_sde_step",
     "linear_sde_step_reference",
+    "ode_flow",
+    "ode_path",
     "radial_basis",
     "radial_moments",
+    "rectilinear_path",
     "resampling",
     "scan2x2",
     "scan2x2_reference",
@@ -100,11 +133,14 @@ __all__ = [
     "sde_step",
     "selective_scan",
     "selective_scan_reference",
+    "softplus",
     "ssd",
     "ssd_reference",
     "ssm_kernel",
     "ssm_kernel_reference",
     "stationary_root",
+    "torchdiffeq_flow",
+    "torchdiffeq_path",
     "torchsde_path",
     "tria",
     "unscented_rule",

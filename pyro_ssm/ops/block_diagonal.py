@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["block_diagonal"]
+__all__ = ["block_diagonal", "block_rows"]
 
 
 def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
@@ -37,3 +37,16 @@ def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
         rows.append(padded.expand(lead + padded.shape[-2:]))
         left += width
     return torch.cat(rows, -2)
+
+
+def block_rows(rows: Tensor) -> Tensor:
+    """``(n, hidden)`` to the block-diagonal matrix ``(n, n * hidden)`` with the rows as blocks.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.block_diagonal import block_rows
+    >>> block_rows(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    tensor([[1., 2., 0., 0.],
+            [0., 0., 3., 4.]])
+    """
+    eye = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+    return (eye.unsqueeze(-1) * rows).flatten(1)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_ssm.ops.solver_error import SolverError
+
 __all__ = ["Field", "SDEStep", "check_path", "fixed_step_methods", "noise_times", "sde_path", "sde_step"]
 
 #: ``(t, z, u)`` with ``t`` ``(..., 1, 1)``, ``z`` ``(..., 1, state)``
@@ -214,7 +216,7 @@ def check_path(path: Tensor, times: Tensor, what: str) -> Tensor:
     """``path`` ``(*lead, time, state)`` if it is finite; one synchronisation.
 
     Raises:
-        FloatingPointError: it is not; names the time, the series and the norm of the state before.
+        SolverError: it is not; names the time, the series and the norm of the state before.
 
     >>> import torch
     >>> from pyro_ssm.ops.sde import check_path
@@ -222,7 +224,7 @@ def check_path(path: Tensor, times: Tensor, what: str) -> Tensor:
     >>> check_path(path, times, "the path")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    FloatingPointError: the path is not finite at step 2 (time 1) of the series: the state before has norm 3, ...
+    pyro_ssm.ops.solver_error.SolverError: the path is not finite at step 2 (time 1) of the series: the state ...
     """
     if torch.compiler.is_compiling() or bool(torch.isfinite(path.detach().sum())):
         return path
@@ -236,7 +238,7 @@ def check_path(path: Tensor, times: Tensor, what: str) -> Tensor:
     before = float(path.detach()[lead + (max(k - 1, 0),)].norm())
     series = f"series {lead if len(lead) > 1 else lead[0]}" if lead else "the series"
     previous = f"the state before has norm {before:.4g}" if k else "this is the start"
-    raise FloatingPointError(
+    raise SolverError(
         f"{what} is not finite at step {k} (time {float(own[k]):.6g}) of {series}: {previous}, the gap is "
         f"{float(own[k] - own[max(k - 1, 0)]):.4g}. The field blows up or returns NaN there: refine the grid "
         "(data.refine), bound the field, or start nearer to the data"

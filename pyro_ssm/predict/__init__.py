@@ -1,5 +1,6 @@
 """Prediction: a model and a posterior to draws of what is missing or yet to come, and their scores."""
 
+from pyro_ssm.predict.counterfactual import Counterfactual, counterfactual
 from pyro_ssm.predict.decompose import Contribution, Decomposition, decompose
 from pyro_ssm.predict.disaggregate import disaggregate
 from pyro_ssm.predict.forecast import Forecast, forecast
@@ -9,10 +10,12 @@ from pyro_ssm.predict.scores import average, coverage, crps, heldout_log_score, 
 
 __all__ = [
     "Contribution",
+    "Counterfactual",
     "Decomposition",
     "Forecast",
     "PosteriorDraws",
     "average",
+    "counterfactual",
     "coverage",
     "crps",
     "decompose",

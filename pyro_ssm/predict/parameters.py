@@ -13,6 +13,7 @@ from pyro_ssm.binding import parameter_names, random_parameters
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer import local_parameters
 from pyro_ssm.models import StateSpaceModel, site_name
+from pyro_ssm.models.sde_sites import DRIVING_SITES
 
 __all__ = ["align", "by_dotted_name", "event_dims"]
 
@@ -49,7 +50,7 @@ def by_dotted_name(model: StateSpaceModel, draws: Mapping[str, Any]) -> tuple[di
     """Split draws into those of the model's parameters, by dotted name, and the others.
 
     Keys may be dotted names or the names of Pyro sites (``child.transition.rate`` inside a user's PyroModule); the path
-    is among the others, as ``"z"``.
+    is among the others, as ``"z"``, and so are the sites that may drive it.
 
     >>> import torch, pyro_ssm as ssm
     >>> from pyro_ssm.predict.parameters import by_dotted_name
@@ -61,10 +62,10 @@ def by_dotted_name(model: StateSpaceModel, draws: Mapping[str, Any]) -> tuple[di
     """
     names = {site_name(model, name): name for name in parameter_names(model)}
     names |= {name: name for name in names.values()}
-    names_of_path = {site_name(model, "z"), "z"}
+    names_of_path = {key: name for name in ("z", *DRIVING_SITES) for key in (site_name(model, name), name)}
     tensors = {key: torch.as_tensor(value) for key, value in draws.items()}
     parameters = {names[key]: value for key, value in tensors.items() if key in names}
-    others = {"z" if key in names_of_path else key: value for key, value in tensors.items() if key not in names}
+    others = {names_of_path.get(key, key): value for key, value in tensors.items() if key not in names}
     return parameters, others
 
 

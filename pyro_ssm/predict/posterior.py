@@ -21,7 +21,8 @@ from pyro_ssm.guides import Guide
 from pyro_ssm.infer import FitResult, evaluating, local_parameters, sample_posterior, sample_posterior_states
 from pyro_ssm.infer.fit_gradient import EmptyGuide
 from pyro_ssm.infer.smc import ParameterSMCResult, ParticleMCMCResult
-from pyro_ssm.models import StateSpaceModel, site_name
+from pyro_ssm.models import StateSpaceModel, empty_path, site_name
+from pyro_ssm.models.sde_sites import DRIVING_SITES, driven_path
 from pyro_ssm.predict.parameters import align, by_dotted_name, event_dims, fits, missing_parameters
 from pyro_ssm.predict.record import record_of
 
@@ -57,7 +58,8 @@ def posterior_draws(
     ===========================  =============================================  ===================================
     ``FitResult``, ``Guide``     the guide                                      the guide
     other guide (``AutoGuide``)  the guide                                      exact (below)
-    ``MCMC``, dict of draws      given, by Pyro site or dotted name             given as ``"z"``, else exact
+    ``MCMC``, dict of draws      given, by Pyro site or dotted name             given as ``"z"`` or by what drives it
+                                                                                (``"z_start"``), else exact
     ``ParticleMCMCResult``,      given                                          given
     ``ParameterSMCResult``
     None                         none are random                                exact
@@ -148,7 +150,12 @@ class _Given(_Source):
     """Draws of parameters, and of the path too unless it is to be drawn exactly."""
 
     def __init__(
-        self, model: StateSpaceModel, data: TimeSeries, parameters: dict[str, Tensor], states: Tensor | None = None
+        self,
+        model: StateSpaceModel,
+        data: TimeSeries,
+        parameters: dict[str, Tensor],
+        states: Tensor | None = None,
+        driving: Mapping[str, Tensor] | None = None,
     ) -> None:
         if missing := missing_parameters(model, parameters):
             raise ValueError(
@@ -158,6 +165,8 @@ class _Given(_Source):
         sizes = {name: value.shape[0] for name, value in parameters.items()}
         if states is not None:
             sizes["z"] = states.shape[0]
+        self.driving = dict(driving or {}) if states is None else {}
+        sizes |= {name: value.shape[0] for name, value in self.driving.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"the numbers of draws differ: {sizes}")
         self.model, self.data, self.parameters, self.states = model, data, parameters, states
@@ -171,9 +180,16 @@ class _Given(_Source):
         parameters = {name: value[index.to(value.device)] for name, value in self.parameters.items()}
         if self.states is not None:
             return PosteriorDraws(parameters, self.states[index.to(self.states.device)])
-        return PosteriorDraws(parameters, self._exact_paths(self.model.bind(parameters), torch.Size()))
+        bound = self.model.bind(parameters or None)
+        path = driven_path(
+            bound, self.data, {name: value[index.to(value.device)] for name, value in self.driving.items()}
+        )
+        return PosteriorDraws(parameters, self._exact_paths(bound, torch.Size()) if path is None else path)
 
     def _exact_paths(self, bound: StateSpaceModel, sample_shape: torch.Size) -> Tensor:
+        if bound.initial.state_dim == 0:
+            path = empty_path(bound, self.data)
+            return path.expand(sample_shape + path.shape)
         try:
             if isinstance(bound.transition, FiniteState):
                 return sample_posterior_states(bound, self.data, sample_shape)
@@ -219,6 +235,7 @@ def _from_draws(model: StateSpaceModel, data: TimeSeries, draws: Mapping[str, An
     parameters = _aligned(model, draws, data)
     states = by_dotted_name(model, draws)[1]
     path = states.pop("z", None)
+    driving = {name: states.pop(name) for name in DRIVING_SITES if name in states}
     if states and not others_allowed:
         raise KeyError(
             f"the posterior has draws of {sorted(states)}, which the model does not know; it has "
@@ -227,7 +244,7 @@ def _from_draws(model: StateSpaceModel, data: TimeSeries, draws: Mapping[str, An
     wanted = data.batch_shape + (data.num_times, model.initial.state_dim)
     if path is not None and (path.dim() != len(wanted) + 1 or path.shape[1:] != wanted):
         raise ValueError(f'draws of "z" have shape {tuple(path.shape)}, but (draws, *{tuple(wanted)}) is wanted')
-    return _Given(model, data, parameters, path)
+    return _Given(model, data, parameters, path, driving)
 
 
 def _aligned(model: StateSpaceModel, draws: Mapping[str, Any], data: TimeSeries) -> dict[str, Tensor]:
@@ -250,7 +267,7 @@ def _chains_of_dict(model: StateSpaceModel, draws: Mapping[str, Any], data: Time
     parameters, others = by_dotted_name(model, draws)
     dims = event_dims(model) if parameters else {}
     known = [(value, dims[name]) for name, value in parameters.items()]
-    known += [(value, 2) for name, value in others.items() if name == "z"]
+    known += [(value, 2) for name, value in others.items() if name in ("z", *DRIVING_SITES)]
     if not known or all(fits(value, own, data, lead=1) for value, own in known):
         return None
     grouped = all(fits(value, own, data, lead=2) for value, own in known)

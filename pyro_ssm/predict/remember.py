@@ -30,10 +30,10 @@ class Remembered:
         self.carry, self.summary = self.memory.see_state(self.carry, state, gap, inputs)
         return self.summary
 
-    def see_observation(self, values: Tensor) -> None:
-        """See ``values`` ``(..., 1, obs)``, all of them, if this memory sees observations."""
+    def see_observation(self, values: Tensor, mask: Tensor | None = None) -> None:
+        """See ``values`` ``(..., 1, obs)`` where ``mask`` is True (default: all), if this memory sees observations."""
         if self.memory.sees_observations:
-            mask = torch.ones_like(values, dtype=torch.bool)
+            mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
             self.carry, self.summary = self.memory.see_observation(self.carry, values, mask)
 
 

@@ -174,3 +174,20 @@ def test_the_direction_says_what_is_read():
             assert same is not ahead
         with pytest.raises(ValueError, match="direction"):
             guide_class(toy(dtype=torch.float32), 8, direction="sideways")
+
+
+@pytest.mark.parametrize("test", names_in(GuideContract))
+@pytest.mark.parametrize("cell", ["gru_d", "gru_ode", "gru_ode_bayes", "neural_cde", "ode_rnn"])
+def test_encoder_in_continuous_time(cell, test):
+    class Family(GuideContract):
+        lengths = (6, 4)
+
+        def make_model(self):
+            return toy(dtype=torch.float32)
+
+        def make_guide(self, model, **more):
+            return Structured(model, 4, "both" if cell == "gru_d" else "future", cell=cell, **more)
+
+    subject = Family()
+    subject.setup_method()
+    getattr(subject, test)()

@@ -312,7 +312,8 @@ def test_a_start_that_is_known(site):
     wanted = infer.kalman_filter(chain.bind(), data).log_likelihood.sum(-1).detach()
     found = importance_log_likelihood(model, guide, data, 3000, batch=3000)
     assert ((found.log_likelihood - wanted).abs() < 4.5 * found.standard_error + 0.02).all()
-    assert torch.isfinite(TraceMeanField_ELBO().differentiable_loss(model, guide, data))
+    bound = -TraceMeanField_ELBO(num_particles=200, vectorize_particles=True).loss(model, guide, data)
+    assert bound < float(wanted.sum()) + 0.1
 
 
 def test_annealing_and_free_bits_know_the_noise_sites():

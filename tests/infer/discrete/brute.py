@@ -1,6 +1,7 @@
 """Small hidden Markov models, and every sum over their paths written out."""
 
 import itertools
+import math
 
 import torch
 
@@ -104,3 +105,29 @@ class Brute:
 
     def best(self):
         return self.index[self.terms.argmax()], self.terms.max()
+
+
+def assert_gradients(total, model, step=1e-5):
+    """First and second derivatives of ``total()`` in each finite learnable entry are central differences."""
+    parameters = list(model.parameters())
+    grads = torch.autograd.grad(total(), parameters, create_graph=True)
+    size = sum(g.square().sum() for g in grads)
+    second = torch.autograd.grad(size, parameters)
+    for p, g, h in zip(parameters, grads, second, strict=True):
+        for i in range(p.numel()):
+            entry = p.data.view(-1)
+            kept = entry[i].item()
+            if not math.isfinite(kept):
+                assert g.view(-1)[i] == 0
+                continue
+            ends = []
+            for moved in (kept + step, kept - step):
+                entry[i] = moved
+                value = total()
+                slope = torch.autograd.grad(value, parameters)
+                ends.append((value.detach(), sum(s.square().sum() for s in slope)))
+            entry[i] = kept
+            torch.testing.assert_close(
+                g.view(-1)[i].detach(), (ends[0][0] - ends[1][0]) / (2 * step), rtol=1e-5, atol=1e-7
+            )
+            torch.testing.assert_close(h.view(-1)[i], (ends[0][1] - ends[1][1]) / (2 * step), rtol=1e-4, atol=1e-6)
