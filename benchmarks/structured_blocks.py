@@ -73,7 +73,7 @@ WHOLE = {"channels": 48, "batch": 128, "lr": 8e-3, "weight_decay": 0.05, "dropou
 RECIPES = {
     "copying": Recipe(selective_copying, ("Mamba", "Mamba2", "S4D", "S5"), 1500),
     "induction": Recipe(induction_heads, ("Mamba", "Mamba2", "S4D", "S5"), 3000),
-    "mnist1d": Recipe(moved_mnist1d, ("S4D", "S5", "Mamba", "LinOSS", "LRU"), 2400, smoothing=0.05, **WHOLE),
+    "mnist1d": Recipe(moved_mnist1d, ("S4D", "S5", "Mamba", "LinOSS", "LRU"), 1000, smoothing=0.05, **WHOLE),
     "ablation": Recipe(moved_mnist1d, ("LSSL", "S4", "S4D"), 600, smoothing=0.05, **WHOLE),
     "listops": Recipe(listops, ("S4", "S4D", "S5"), 2000, **{**WHOLE, "lr": 4e-3}),
 }
