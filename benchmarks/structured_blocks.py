@@ -5,7 +5,7 @@ time-invariant block alone is not capable. MNIST-1D (Greydanus 2020) is a classi
 and S4D are the dense, the low-rank and the diagonal form of one state matrix, and task "ablation" trains the three on
 it in the same way. ListOps is a small one, of at most 40 tokens. One block, one seed, one row.
 
-    python benchmarks/structured_blocks.py                   # everything: about 1.5 hours of one core
+    python benchmarks/structured_blocks.py                   # everything: about 40 minutes of one free core
     python benchmarks/structured_blocks.py --smoke           # seconds: whether it runs
     python benchmarks/structured_blocks.py --task mnist1d --blocks S4D --steps 4000
     python benchmarks/structured_blocks.py --task cost       # a training step of LSSL, S4, S4D and S5 by themselves
@@ -163,6 +163,19 @@ def cost(name: str, state_size: int, length: int, repeats: int = 5) -> dict[str,
 # ------------------------------------------------------------------------------------------------ tables
 
 
+def known() -> dict[str, Any]:
+    """What earlier runs have found, and this machine."""
+    file = RESULTS / "structured_blocks.json"
+    return (json.loads(file.read_text()) if file.exists() else {"rows": [], "cost": []}) | {"machine": machine()}
+
+
+def with_row(found: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """The row in the place of one of the same task, block and seed."""
+    key = ("task", "block", "seed")
+    others = [r for r in found["rows"] if any(r[k] != row[k] for k in key)]
+    return {**found, "rows": [*others, row]}
+
+
 def write(found: dict[str, Any]) -> None:
     """The file and the table, with everything that is known so far."""
     RESULTS.mkdir(exist_ok=True)
@@ -204,9 +217,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="2 steps each, nothing written")
     given = parser.parse_args()
-    file = RESULTS / "structured_blocks.json"
-    found = json.loads(file.read_text()) if file.exists() else {"rows": [], "cost": []}
-    found["machine"] = machine()
     for name, recipe in RECIPES.items():
         if given.task not in (name, "all"):
             continue
@@ -220,16 +230,14 @@ def main() -> None:
                 flush=True,
             )
             if not given.smoke:
-                key = (name, block, given.seed)
-                found["rows"] = [r for r in found["rows"] if (r["task"], r["block"], r["seed"]) != key] + [row]
-                write(found)
+                write(with_row(known(), row))
     if given.task in ("cost", "all"):
         lengths = (64,) if given.smoke else (64, 1024)
         rows = [cost(name, n, t) for name in ("LSSL", "S4", "S4D", "S5") for n in (16, 64) for t in lengths]
         if given.smoke:
             print(rows)
         else:
-            write({**found, "cost": rows})
+            write({**known(), "cost": rows})
 
 
 if __name__ == "__main__":
