@@ -187,7 +187,13 @@ def write(found: dict[str, Any]) -> None:
             continue
         first = (recipe.make.__doc__ or "").splitlines()[0]
         told = ", ".join(f"{key} {value}" for key, value in rows[0]["settings"].items())
-        lines += [f"## {task}", "", f"{first} Settings: {told}.", ""]
+        lines += [
+            f"## {task}",
+            "",
+            f"{first} The recipe takes {recipe.steps} steps; rows of fewer are shorter runs.",
+            "",
+        ]
+        lines += [f"Settings: {told}.", ""]
         lines += ["| block | seed | steps | accuracy | chance | parameters | CPU ms a step | CPU s | wall s |"]
         lines += ["|---|---|---|---|---|---|---|---|---|"]
         lines += [
