@@ -1,12 +1,16 @@
-"""What structured blocks learn: selective copying, induction heads, MNIST-1D; and dense, low-rank and diagonal A.
+"""What structured blocks learn: selective copying, induction heads, MNIST-1D, small ListOps; and dense A or diagonal.
 
-Selective copying and induction heads (Gu & Dao 2023, section 4.1) ask for a choice by content: a time-invariant block
-must fail at them, a selective one should not. MNIST-1D (Greydanus 2020) is a classification of series of 40 steps, on
-which LSSL, S4 and S4D are the dense, the low-rank and the diagonal form of one state matrix: accuracy and cost.
+Selective copying and induction heads (Gu & Dao 2023, section 4.1) ask for a choice by content, of which a
+time-invariant block alone is not capable. MNIST-1D (Greydanus 2020) is a classification of series of 40 steps: LSSL, S4
+and S4D are the dense, the low-rank and the diagonal form of one state matrix, and task "ablation" trains the three on
+it in the same way. ListOps is a small one, of at most 40 tokens. One block, one seed, one row.
 
-    python benchmarks/structured_blocks.py                   # some minutes on one core
+    python benchmarks/structured_blocks.py                   # everything: about 40 minutes of one free core
     python benchmarks/structured_blocks.py --smoke           # seconds: whether it runs
-    python benchmarks/structured_blocks.py --task mnist1d --steps 4000
+    python benchmarks/structured_blocks.py --task mnist1d --blocks S4D --steps 4000
+    python benchmarks/structured_blocks.py --task cost       # a training step of LSSL, S4, S4D and S5 by themselves
+
+Each row is written as soon as it is known; rows of the same task, block and seed take each other's place.
 """
 
 from __future__ import annotations
@@ -15,137 +19,231 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from datasets import mnist1d
-from torch import Tensor, nn
+from harness import RESULTS, machine, pin_threads
 
-from pyro_ssm import blocks
-from pyro_ssm.infer import parameter_groups
+pin_threads(1)
 
-RESULTS = Path(__file__).parent / "results"
-BLOCKS: dict[str, Callable[[int], blocks.StructuredBlock]] = {
-    "LSSL (dense)": lambda n: blocks.LSSL(n, 16),
-    "S4 (low rank)": lambda n: blocks.S4(n, 16),
-    "S4D (diagonal)": lambda n: blocks.S4D(n, 16),
-    "S5": lambda n: blocks.S5(n, 64),
-    "LinOSS": lambda n: blocks.LinOSS(n, 64),
-    "LRU": lambda n: blocks.LRU(n, 64),
-    "Mamba": lambda n: blocks.Mamba(n, 16, step_range=(1e-2, 1.0)),
-    "Mamba2": lambda n: blocks.Mamba2(n, 16, step_range=(1e-2, 1.0)),
+import torch  # noqa: E402  (threads are pinned before torch is imported)
+import torch.nn.functional as F  # noqa: E402
+from structured_tasks import Task, induction_heads, listops, moved_mnist1d, selective_copying  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from pyro_ssm import blocks  # noqa: E402
+from pyro_ssm.infer import parameter_groups  # noqa: E402
+
+Block = Callable[[int, tuple[float, float]], blocks.StructuredBlock]
+BLOCKS: dict[str, Block] = {  # of so many channels, with first steps in a range that suits the length of the task
+    "LSSL": lambda n, steps: blocks.LSSL(n, 16, step_range=steps),
+    "S4": lambda n, steps: blocks.S4(n, 16, step_range=steps),
+    "S4D": lambda n, steps: blocks.S4D(n, 16, step_range=steps),
+    "S5": lambda n, steps: blocks.S5(n, 32, step_range=steps),
+    "LinOSS": lambda n, steps: blocks.LinOSS(n, 32),
+    "LRU": lambda n, steps: blocks.LRU(n, 32),
+    "Mamba": lambda n, steps: blocks.Mamba(n, 8, step_range=(1e-2, 1.0)),
+    "Mamba2": lambda n, steps: blocks.Mamba2(n, 8, step_range=(1e-2, 1.0)),
 }
-SELECTIVE = ("S4D (diagonal)", "S5", "Mamba", "Mamba2")
-BATCH = 64
 
 
-class Classifier(nn.Module):
-    """Two blocks upon each other, and scores: of the last steps, or of the mean over time."""
+@dataclass(frozen=True)
+class Recipe:
+    """How a task is learnt: AdamW on ``parameter_groups``, a rate that rises for a tenth of the steps and falls."""
 
-    def __init__(self, block: Callable[[int], blocks.StructuredBlock], inputs: int, classes: int, answers: int) -> None:
+    make: Callable[[], Task]
+    names: tuple[str, ...]  # of the blocks that the task is about
+    steps: int
+    channels: int = 32
+    layers: int = 2
+    batch: int = 64
+    lr: float = 5e-3
+    weight_decay: float = 0.01
+    dropout: float = 0.0
+    smoothing: float = 0.0
+    first_steps: tuple[float, float] = (0.003, 0.3)
+
+    def settings(self) -> dict[str, Any]:
+        """What a row tells of it."""
+        return {key: value for key, value in asdict(self).items() if key not in ("make", "names", "steps")}
+
+
+# about series of 40 steps, of which all are read before the answer: long steps, both directions
+WHOLE = {"channels": 48, "batch": 128, "lr": 8e-3, "weight_decay": 0.05, "dropout": 0.1, "first_steps": (0.02, 0.5)}
+RECIPES = {
+    "copying": Recipe(selective_copying, ("Mamba", "Mamba2", "S4D", "S5"), 1500),
+    "induction": Recipe(induction_heads, ("Mamba", "Mamba2", "S4D", "S5"), 3000),
+    "mnist1d": Recipe(moved_mnist1d, ("S4D", "S5", "Mamba", "LinOSS", "LRU"), 1000, smoothing=0.05, **WHOLE),
+    "ablation": Recipe(moved_mnist1d, ("LSSL", "S4", "S4D"), 600, smoothing=0.05, **WHOLE),
+    "listops": Recipe(listops, ("S4", "S4D", "S5"), 2000, **{**WHOLE, "lr": 4e-3}),
+}
+
+
+class Causal(nn.Module):
+    """A residual stack, and scores of the last steps."""
+
+    def __init__(self, block: Callable[[int], blocks.StructuredBlock], task: Task, recipe: Recipe) -> None:
         super().__init__()
-        self.answers = answers
-        stack = [block(64) for _ in range(2)]
-        self.stack = blocks.ResidualStack(stack, in_features=inputs, out_features=classes)
+        self.answers = task.answers
+        stack = [block(recipe.channels) for _ in range(recipe.layers)]
+        self.stack = blocks.ResidualStack(stack, task.features, task.classes, dropout=recipe.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(batch, time, inputs)`` to ``(batch, answers, classes)``; 0 answers: one, of the mean over time."""
-        y, _ = self.stack(x)
-        return y[:, -self.answers :] if self.answers else y.mean(1, keepdim=True)
-
-
-def selective_copying(length: int = 64, tokens: int = 4, vocabulary: int = 8) -> tuple[Tensor, Tensor]:
-    """Tokens scattered among blanks; the answers, at the end, are the tokens in their order."""
-    x = torch.zeros(BATCH, length + tokens, dtype=torch.long)
-    answers = torch.randint(1, vocabulary + 1, (BATCH, tokens))
-    places = torch.rand(BATCH, length).argsort(-1)[:, :tokens].sort(-1).values
-    x.scatter_(1, places, answers)
-    x[:, length:] = vocabulary + 1  # now answer
-    return F.one_hot(x, vocabulary + 2).float(), answers
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """``(batch, time, features)`` to ``(batch, answers, classes)``."""
+        return self.stack(x)[0][:, -self.answers :]
 
 
-def induction_heads(length: int = 64, vocabulary: int = 8) -> tuple[Tensor, Tensor]:
-    """The answer is the token that followed the special one when it stood in the series before."""
-    x = torch.randint(1, vocabulary + 1, (BATCH, length))
-    place = torch.randint(0, length - 2, (BATCH, 1))
-    x.scatter_(1, place, vocabulary + 1)
-    x[:, -1] = vocabulary + 1
-    return F.one_hot(x, vocabulary + 2).float(), x.gather(1, place + 1)
+class BothWays(nn.Module):
+    """Layers that read from the past and from the future, and scores of the mean and the largest over time."""
+
+    def __init__(self, block: Callable[[int], blocks.StructuredBlock], task: Task, recipe: Recipe) -> None:
+        super().__init__()
+        size = recipe.channels
+        widths = [task.features] + [2 * size] * (recipe.layers - 1)
+        self.layers = nn.ModuleList(
+            blocks.Bidirectional.of(block, width, size, dropout=recipe.dropout) for width in widths
+        )
+        self.leave = nn.Linear(4 * size, task.classes)
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """``(batch, time, features)`` to ``(batch, 1, classes)``."""
+        for layer in self.layers:
+            x = torch.cat(layer(x, lengths), -1)
+        if lengths is None:
+            pooled = torch.cat([x.mean(1), x.amax(1)], -1)
+        else:  # outputs are 0 where a series has ended
+            ended = (torch.arange(x.shape[1]) >= lengths.unsqueeze(-1)).unsqueeze(-1)
+            pooled = torch.cat([x.sum(1) / lengths.unsqueeze(-1), x.masked_fill(ended, -torch.inf).amax(1)], -1)
+        return self.leave(pooled).unsqueeze(1)
 
 
-def train(
-    net: Classifier, draw: Callable[[], tuple[Tensor, Tensor]], steps: int, lr: float, evaluate: Callable[[], float]
-) -> dict[str, float]:
-    optimizer = torch.optim.AdamW(parameter_groups(net, lr=lr))
+def learn(name: str, task: Task, recipe: Recipe, steps: int, seed: int) -> dict[str, Any]:
+    """Train one net and judge it once, at the end."""
+    torch.manual_seed(seed)
+    net = (Causal if task.answers else BothWays)(lambda n: BLOCKS[name](n, recipe.first_steps), task, recipe)
+    optimizer = torch.optim.AdamW(parameter_groups(net, lr=recipe.lr, weight_decay=recipe.weight_decay))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=steps
+        optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=steps, pct_start=0.1
     )
-    start = time.process_time()
+    start, began = time.process_time(), time.perf_counter()
     for _ in range(steps):
-        x, y = draw()
+        x, lengths, y = task.draw(recipe.batch)
         optimizer.zero_grad()
-        F.cross_entropy(net(x).flatten(0, 1), y.flatten()).backward()
+        scores = net(x, lengths).flatten(0, 1)
+        F.cross_entropy(scores, y.flatten(), label_smoothing=recipe.smoothing).backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    seconds = time.process_time() - start
+    cpu, wall = time.process_time() - start, time.perf_counter() - began
     net.eval()
     with torch.no_grad():
-        return {"accuracy": evaluate(), "cpu_ms_per_step": 1000 * seconds / steps}
+        right = [(net(x, lengths).argmax(-1) == y).flatten() for x, lengths, y in task.held_out()]
+    return {
+        "accuracy": float(torch.cat(right).float().mean()),
+        "answers": sum(map(len, right)),
+        "chance": task.chance,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "cpu_seconds": round(cpu, 1),
+        "wall_seconds": round(wall, 1),
+        "cpu_ms_per_step": 1000 * cpu / steps,
+    }
 
 
-def accuracy(net: Classifier, x: Tensor, y: Tensor) -> float:
-    return float((net(x).argmax(-1) == y).float().mean())
+def cost(name: str, state_size: int, length: int, repeats: int = 5) -> dict[str, Any]:
+    """CPU time of a forward and a backward pass of 8 series of 16 channels: the least of some repeats."""
+    make = {"LSSL": blocks.LSSL, "S4": blocks.S4, "S4D": blocks.S4D, "S5": blocks.S5}[name]
+    block, u, times = make(16, state_size), torch.randn(8, length, 16), []
+    for _ in range(repeats):
+        start = time.process_time()
+        block(u)[0].square().mean().backward()
+        times.append(time.process_time() - start)
+    return {"block": name, "state_size": state_size, "length": length, "cpu_ms": 1000 * min(times)}
 
 
-def run_drawn(make: Callable[[], tuple[Tensor, Tensor]], name: str, steps: int, lr: float) -> dict[str, float]:
-    x, y = make()
-    net = Classifier(BLOCKS[name], x.shape[-1], x.shape[-1], y.shape[-1])
-    return train(net, make, steps, lr, lambda: sum(accuracy(net, *make()) for _ in range(10)) / 10)
+# ------------------------------------------------------------------------------------------------ tables
 
 
-def run_mnist1d(name: str, steps: int, lr: float) -> dict[str, float]:
-    (x, y), (x_test, y_test) = mnist1d()
-    net = Classifier(BLOCKS[name], 1, 10, 0)
+def known() -> dict[str, Any]:
+    """What earlier runs have found, and this machine."""
+    file = RESULTS / "structured_blocks.json"
+    return (json.loads(file.read_text()) if file.exists() else {"rows": [], "cost": []}) | {"machine": machine()}
 
-    def draw() -> tuple[Tensor, Tensor]:
-        rows = torch.randint(len(x), (BATCH,))
-        shift = int(torch.randint(-3, 4, ()))  # the same signal a little earlier or later
-        return x[rows].roll(shift, 1), y[rows]
 
-    return train(net, draw, steps, lr, lambda: accuracy(net, x_test, y_test))
+def with_row(found: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """The row in the place of one of the same task, block and seed."""
+    key = ("task", "block", "seed")
+    others = [r for r in found["rows"] if any(r[k] != row[k] for k in key)]
+    return {**found, "rows": [*others, row]}
+
+
+def write(found: dict[str, Any]) -> None:
+    """The file and the table, with everything that is known so far."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "structured_blocks.json").write_text(json.dumps(found, indent=2) + "\n")
+    lines = ["# structured_blocks", ""]
+    for task, recipe in RECIPES.items():
+        rows = [row for row in found["rows"] if row["task"] == task]
+        if not rows:
+            continue
+        first = (recipe.make.__doc__ or "").splitlines()[0]
+        told = ", ".join(f"{key} {value}" for key, value in rows[0]["settings"].items())
+        lines += [
+            f"## {task}",
+            "",
+            f"{first} The recipe takes {recipe.steps} steps; rows of fewer are shorter runs.",
+            "",
+        ]
+        lines += [f"Settings: {told}.", ""]
+        lines += ["| block | seed | steps | accuracy | chance | parameters | CPU ms a step | CPU s | wall s |"]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
+        lines += [
+            "| {block} | {seed} | {steps} | {accuracy:.3f} | {chance:.3f} | {parameters} | {cpu_ms_per_step:.1f} "
+            "| {cpu_seconds:.0f} | {wall_seconds:.0f} |".format(**row)
+            for row in rows
+        ]
+        lines += [""]
+    if found["cost"]:
+        lines += ["## cost", "", (cost.__doc__ or "").splitlines()[0], ""]
+        lines += ["| block | N | length | CPU ms |", "|---|---|---|---|"]
+        lines += ["| {block} | {state_size} | {length} | {cpu_ms:.1f} |".format(**row) for row in found["cost"]]
+        lines += [""]
+    facts = found["machine"]
+    versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
+    lines += [
+        f"{facts['cpu']}, {facts['threads']} thread, shared with other work. Python {facts['python']}; {versions}."
+    ]
+    (RESULTS / "structured_blocks.md").write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=("copying", "induction", "mnist1d", "all"), default="all")
+    parser.add_argument("--task", choices=(*RECIPES, "cost", "all"), default="all")
     parser.add_argument("--blocks", nargs="*", choices=sorted(BLOCKS), help="default: those that the task is about")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--smoke", action="store_true", help="5 steps, nothing written")
+    parser.add_argument("--steps", type=int, help="default: the task's own")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="2 steps each, nothing written")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    steps = 5 if given.smoke else given.steps
-    tasks: dict[str, Callable[[str], dict[str, float]]] = {
-        "copying": lambda name: run_drawn(selective_copying, name, steps, given.lr),
-        "induction": lambda name: run_drawn(induction_heads, name, steps, given.lr),
-        "mnist1d": lambda name: run_mnist1d(name, steps, given.lr),
-    }
-    rows = []
-    for task in tasks if given.task == "all" else [given.task]:
-        for name in given.blocks or (BLOCKS if task == "mnist1d" else SELECTIVE):
-            torch.manual_seed(0)
-            rows.append({"task": task, "block": name, "steps": steps, **tasks[task](name)})
-            print("{task:10} {block:16} accuracy {accuracy:.3f}  {cpu_ms_per_step:7.1f} ms a step".format(**rows[-1]))
-    if not given.smoke:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "structured_blocks.json").write_text(json.dumps(rows, indent=2) + "\n")
-        table = ["| task | block | steps | accuracy | CPU ms a step |", "|---|---|---|---|---|"]
-        table += [
-            "| {task} | {block} | {steps} | {accuracy:.3f} | {cpu_ms_per_step:.1f} |".format(**row) for row in rows
-        ]
-        (RESULTS / "structured_blocks.md").write_text("\n".join(table) + "\n")
+    for name, recipe in RECIPES.items():
+        if given.task not in (name, "all"):
+            continue
+        task = recipe.make()
+        for block in given.blocks or recipe.names:
+            steps = 2 if given.smoke else given.steps or recipe.steps
+            row = {"task": name, "block": block, "seed": given.seed, "steps": steps}
+            row |= learn(block, task, recipe, steps, given.seed) | {"settings": recipe.settings()}
+            print(
+                "{task:10} {block:8} accuracy {accuracy:.3f}  {cpu_ms_per_step:7.1f} ms a step".format(**row),
+                flush=True,
+            )
+            if not given.smoke:
+                write(with_row(known(), row))
+    if given.task in ("cost", "all"):
+        lengths = (64,) if given.smoke else (64, 1024)
+        rows = [cost(name, n, t) for name in ("LSSL", "S4", "S4D", "S5") for n in (16, 64) for t in lengths]
+        if given.smoke:
+            print(rows)
+        else:
+            write({**known(), "cost": rows})
 
 
 if __name__ == "__main__":

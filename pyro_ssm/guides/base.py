@@ -63,6 +63,8 @@ class Guide(PyroModule):
     samples_noise: bool = False
     #: whether it samples the start of a path that is a function of it
     samples_start: bool = False
+    #: whether its steps see the summary of the model's memory; if not, they may be drawn as for a model without one
+    reads_memory: bool = True
 
     def __init__(self, model: StateSpaceModel, parameters: Callable[..., Any] | None = None) -> None:
         super().__init__(name="guide")
@@ -112,14 +114,15 @@ class Guide(PyroModule):
                 "a guide needs observations: `data.values` is None. Simulate the prior with the model alone"
             )
         context = self.encode(data, model)
+        remembers = model.memory is not None and self.reads_memory
         return MarkovPath.over(
             lambda state, k, summary: self.step(state, k, context, summary),
             data.num_times,
             model.initial.state_dim,
-            memory=history(model, data),
+            memory=history(model, data) if remembers else None,
             step_mask=None if data.lengths is None else data.step_mask,
             batch_shape=batch_shape(model, data),
-            draw=self.draw(context) if model.memory is None else None,
+            draw=None if remembers else self.draw(context),
             discrete=isinstance(model.transition, DiscreteState),
         )
 

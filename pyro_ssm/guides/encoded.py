@@ -37,6 +37,7 @@ class AbstractEncodedGuide(Guide):
         dropout: between the encoder's layers.
         scale_floor: added to the scale of each step.
         parameters: a guide over random parameters (default: ``AutoNormal``).
+        reads_memory: whether steps see the summary of the model's memory.
 
     Raises:
         ValueError: an unknown direction.
@@ -57,8 +58,10 @@ class AbstractEncodedGuide(Guide):
         dropout: float,
         scale_floor: float,
         parameters: Callable[..., Any] | None,
+        reads_memory: bool = True,
     ) -> None:
         super().__init__(model, parameters)
+        self.reads_memory = reads_memory
         if isinstance(model.transition, DiscreteState):
             raise TypeError(
                 f"{type(self).__name__} draws real states, but the state of {type(model.transition).__name__} holds an "
@@ -69,7 +72,7 @@ class AbstractEncodedGuide(Guide):
             raise ValueError(f"`direction` must be one of {DIRECTIONS}, got {direction!r}")
         self.direction, self.looks_ahead, self.scale_floor = direction, direction != "past", scale_floor
         self.encoder = DataEncoder(model, hidden_dim, direction, input_dim, cell, num_layers, dropout)
-        if model.memory is not None:
+        if model.memory is not None and reads_memory:
             self.remember = Linear(model.memory.features, hidden_dim)
 
     def encode(self, data: TimeSeries, model: StateSpaceModel) -> Context:
@@ -78,7 +81,7 @@ class AbstractEncodedGuide(Guide):
     def features(self, k: slice, context: Context, memory: Tensor | None) -> Tensor:
         """What the data (and memory) say of the steps ``k``: ``(..., len(k), hidden)``."""
         features = context.features[..., k, :]
-        return features if memory is None else features + self.remember(memory)
+        return features if memory is None or not self.reads_memory else features + self.remember(memory)
 
     def positive(self, raw: Tensor) -> Tensor:
         """A scale: softplus(raw) + floor."""

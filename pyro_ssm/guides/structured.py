@@ -45,6 +45,9 @@ class Structured(AbstractEncodedGuide):
         dropout: between the encoder's layers.
         scale_floor: added to the scale of each step.
         parameters: a guide over random parameters (default: ``AutoNormal``).
+        reads_memory: whether a step sees the summary of the model's memory (structured emissions, VRNNs). False leaves
+            it out of the posterior, which is a looser family and much faster: paths are drawn at once, not step by
+            step with the memory.
 
     Raises:
         ValueError: an unknown direction.
@@ -73,8 +76,11 @@ class Structured(AbstractEncodedGuide):
         dropout: float = 0.0,
         scale_floor: float = 1e-4,
         parameters: Callable[..., Any] | None = None,
+        reads_memory: bool = True,
     ) -> None:
-        super().__init__(model, hidden_dim, direction, input_dim, cell, num_layers, dropout, scale_floor, parameters)
+        super().__init__(
+            model, hidden_dim, direction, input_dim, cell, num_layers, dropout, scale_floor, parameters, reads_memory
+        )
         state_dim = model.initial.state_dim
         self.structured = structured
         self.head = Linear(hidden_dim, 2 * state_dim)

@@ -7,7 +7,7 @@ from pyro import poutine
 import pyro_ssm as ssm
 from pyro_ssm import blocks, emissions
 from pyro_ssm.guides import Structured
-from pyro_ssm.infer import fit, importance_log_likelihood
+from pyro_ssm.infer import fit, guided, importance_log_likelihood, particle_filter
 from pyro_ssm.models import MemoryNormal, MemoryNormalInitial, history, observation_law
 from pyro_ssm.predict import forecast
 from pyro_ssm.testing import MemoryContract
@@ -104,6 +104,28 @@ def test_svi_trains_the_block_and_forecasts_go_on(block, cell):
     drawn = forecast(one, guide, data, ahead, num_samples=5)
     assert drawn.values.shape == (5, 3, 3, 2)
     assert importance_log_likelihood(one, guide, data, num_samples=8).log_likelihood.shape == (3,)
+
+
+def test_a_guide_without_the_memory_is_that_of_the_bare_chain():
+    """``reads_memory=False``: the same law of paths as for a model without memory, drawn at once, as a proposal too."""
+    one, data = model("Mamba"), series(missing=True, lengths=[6, 5, 3])
+    bare = ssm.StateSpaceModel(one.initial, one.transition, emissions.Normal(2, 2))
+    torch.manual_seed(3)
+    guide = Structured(one, 4, "past", reads_memory=False)
+    twin = Structured(bare, 4, "past")
+    twin.load_state_dict(guide.state_dict())
+    path, same = (g.path(data, m.bind()) for g, m in ((guide, one), (twin, bare)))
+    torch.manual_seed(4)
+    z = path.rsample()
+    torch.manual_seed(4)
+    assert torch.equal(z, same.rsample())
+    torch.testing.assert_close(path.log_prob(z), same.log_prob(z))
+    torch.testing.assert_close(path.log_prob(z), path.log_prob(z.clone()))  # drawn at once, and by its steps
+    fitted = fit(one, guide, data, lr=2e-2, num_steps=25, progress=False)
+    assert fitted.losses[-5:].mean() < fitted.losses[:5].mean()
+    found = particle_filter(guided(one, guide, data), 50)
+    assert found.log_likelihood.shape == (3, 6)
+    assert (found.log_likelihood[1, 5:] == 0).all()
 
 
 def test_a_forecast_remembers_the_whole_path():
