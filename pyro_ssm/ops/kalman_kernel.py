@@ -21,6 +21,7 @@ from pyro_ssm.ops.kalman_torch_kernel import MEANS, ROOTS, TAPE
 __all__ = ["MEANS", "ROOTS", "TAPE", "call", "kalman_backward", "kalman_forward", "tape_size"]
 
 FIELDS = 62  # eight-byte fields of KalmanArgs
+KEPT_EVERY = 32  # STEPS of csrc/context.h
 NEAR = 2**20  # doubles that are fetched as fast as they are computed
 
 _PROBLEM = (
@@ -37,7 +38,7 @@ _LIBRARY.define(
 
 
 def tape_size(groups: int, series: int, times: int, n: int, p: int) -> int:
-    """Doubles that the forward pass leaves for the backward pass, at most (``Context::tape_size`` in ``csrc``).
+    """Doubles that the compiled forward pass leaves for the backward pass (``Context::tape_size`` in ``csrc``).
 
     >>> from pyro_ssm.ops.kalman_kernel import tape_size
     >>> tape_size(1, 1, 1, 1, 1)
@@ -46,7 +47,9 @@ def tape_size(groups: int, series: int, times: int, n: int, p: int) -> int:
     ld = 4 if n <= 4 else 8 if n <= 8 else (n + 7) // 8 * 8
     lanes = 1 if series == 1 else 8
     record = (n * ld + p * ld + p * p + 2 + 8) // 8 * 8 + (n * ld + 7) // 8 * 8
-    return groups * (8 + times * record) + groups * ((series + lanes - 1) // lanes) * times * (n + p) * lanes
+    kept_means = times if lanes == 1 else (times + KEPT_EVERY - 1) // KEPT_EVERY
+    tile = (kept_means * n + times * p) * lanes
+    return groups * (8 + times * record + (series + lanes - 1) // lanes * tile)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -186,12 +189,17 @@ def _results(y: Tensor, m: Tensor, times: int, keep: int) -> tuple[Tensor, Tenso
     n = m.shape[-1]
     means = (groups, series, times, n) if keep & MEANS else (0,)
     roots = (groups, times, n, n) if keep & ROOTS else (0,)
-    size = tape_size(groups, series, times, n, p) if keep & TAPE else 0
-    if groups > 1 and size > NEAR and y.device.type == "cpu" and library().functions is not None:
-        size = 0  # the backward pass filters again, a group at a time: that takes less time than fetching a long tape
-    tape = (size,)
+    tape = (_tape_size(groups, series, times, n, p, y.device.type) if keep & TAPE else 0,)
     new = y.new_empty
     return new((groups, series, times)), new(means), new(means), new(roots), new(roots), new(tape)
+
+
+def _tape_size(groups: int, series: int, times: int, n: int, p: int, device: str) -> int:
+    if library().functions is None or device != "cpu":
+        return kalman_torch_kernel.tape_size(groups, series, times, n, p)
+    size = tape_size(groups, series, times, n, p)
+    # the backward pass filters again, a group at a time: that takes less time than fetching a long tape
+    return 0 if groups > 1 and size > NEAR else size
 
 
 def kalman_backward(
