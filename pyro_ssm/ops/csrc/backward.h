@@ -89,6 +89,9 @@ struct MeanGradient {
     Motion<LANES> motion;
     Sums sums;
     i64 index[LANES];  // of the series; -1 = there is none
+    const double* upstream[LANES]; // gradient of its log-likelihoods,
+    i64 upstream_t = 0;            // whose times are so far apart
+    const double zero = 0;
     double *predicted, *filtered;  // means of each time of the block
     double *lambda;   // of each time from the one before the block on
     double *ahead;    // lambda- of each time to the one after the block, 0 where the state does not move into it
@@ -108,6 +111,10 @@ struct MeanGradient {
         for (int l = 0; l < LANES; ++l) {
             const i64 real = tile * LANES + l;
             index[l] = real < c.a.series ? g * c.a.series + real : -1;
+            upstream[l] = &zero;
+            if (!c.a.grad_log_likelihood) continue;
+            upstream[l] = c.a.grad_log_likelihood + g * c.a.grad_g + (real < c.a.series ? real : 0) * c.a.grad_i;
+            upstream_t = c.a.grad_t;
         }
     }
     static void copy(double* to, const double* from, i64 count) { std::memcpy(to, from, sizeof(double) * (size_t)count); }
@@ -173,8 +180,7 @@ struct MeanGradient {
         const System& system = motion.system;
         motion.system.observe(t, false);
         const bool all = motion.all_active(t);
-        for (int l = 0; l < LANES; ++l)
-            g_t[l] = index[l] >= 0 && a.grad_log_likelihood ? a.grad_log_likelihood[index[l] * c.times + t] : 0;
+        for (int l = 0; l < LANES; ++l) g_t[l] = upstream[l][t * upstream_t];
         if (!all) motion.keep_still(t, g_t, nullptr, 1);
         for (i64 r = 0; r < q; ++r)
             for (int l = 0; l < LANES; ++l) ge_t[r * LANES + l] = g_t[l] * e[r * LANES + l];

@@ -95,7 +95,7 @@ static KalmanArgs group_of(KalmanArgs a, i64 g) {
     by(a.log_likelihood, all * a.times);
     by(a.filtered_mean, all * a.times * a.n); by(a.predicted_mean, all * a.times * a.n);
     by(a.filtered_root, g * a.times * a.n * a.n); by(a.predicted_root, g * a.times * a.n * a.n);
-    by(a.grad_log_likelihood, all * a.times);
+    by(a.grad_log_likelihood, g * a.grad_g);
     by(a.grad_filtered_mean, all * a.times * a.n); by(a.grad_predicted_mean, all * a.times * a.n);
     by(a.grad_y, all * a.seen * a.p); by(a.grad_m, all * a.n); by(a.grad_b, all * moves * a.n);
     by(a.grad_b_sum, all * a.n); by(a.grad_d_sum, all * a.p);
