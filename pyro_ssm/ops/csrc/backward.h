@@ -117,9 +117,6 @@ struct MeanGradient {
             upstream_t = c.a.grad_t;
         }
     }
-    static void copy(double* to, const double* from, i64 count) { std::memcpy(to, from, sizeof(double) * (size_t)count); }
-    static void clear(double* to, i64 count) { std::memset(to, 0, sizeof(double) * (size_t)count); }
-
     // record(t)
     template <class Records>
     void run(const Records& record, double* tape) {
@@ -127,6 +124,9 @@ struct MeanGradient {
         for (i64 stop = c.times; stop > 0;) {
             const i64 start = (stop - 1) / STEPS * STEPS;
             if (a.grad_F || a.grad_H) restore(record, tape, start, stop);
+            for (int l = 0; l < LANES; ++l)
+                for (i64 t = start; t < stop; ++t)
+                    weight[(t - start) * LANES + l] = t < motion.active[l] ? upstream[l][t * upstream_t] : 0;
             for (i64 t = stop - 1; t >= start; --t) {
                 const i64 k = t - start;
                 double *now = lambda + (k + 1) * size, *minus = ahead + k * size;
@@ -173,17 +173,20 @@ struct MeanGradient {
         const KalmanArgs& a = c.a;
         const i64 q = (i64)rec[c.at_rows];
         double *w_t = w + k * wide, *ge_t = ge + k * wide, *g_t = weight + k * LANES;
-        if (q < p) { clear(w_t, wide); clear(ge_t, wide); clear(g_t, LANES); }
-        if (q == 0) return;
+        if (q < p) { clear(w_t, wide); clear(ge_t, wide); }
+        if (q == 0) { clear(g_t, LANES); return; }
         const double *E = rec + c.at_E, *W = rec + c.at_W;
         const i64 s = c.seen_at[(size_t)t];
         const System& system = motion.system;
         motion.system.observe(t, false);
         const bool all = motion.all_active(t);
-        for (int l = 0; l < LANES; ++l) g_t[l] = upstream[l][t * upstream_t];
-        if (!all) motion.keep_still(t, g_t, nullptr, 1);
-        for (i64 r = 0; r < q; ++r)
-            for (int l = 0; l < LANES; ++l) ge_t[r * LANES + l] = g_t[l] * e[r * LANES + l];
+        double now_weight[LANES];
+        for (int l = 0; l < LANES; ++l) now_weight[l] = g_t[l];
+        for (i64 r = 0; r < q; ++r) {
+            double both[LANES];
+            for (int l = 0; l < LANES; ++l) both[l] = now_weight[l] * e[r * LANES + l];
+            for (int l = 0; l < LANES; ++l) ge_t[r * LANES + l] = both[l];
+        }
         // w = W' (E lambda - g e)
         if (LANES == 1)
             for (i64 r = 0; r < q; ++r) w_q[r] = dot(E + r * ld, now, ld);
@@ -198,10 +201,10 @@ struct MeanGradient {
         if (!all) motion.keep_still(t, w_q, nullptr, q);
         for (i64 r = 0; r < q; ++r) {
             const i64 row = system.rows[r];
-            for (int l = 0; l < LANES; ++l) {
-                w_t[row * LANES + l] = w_q[r * LANES + l];
-                d[row * LANES + l] += w_q[r * LANES + l];
-            }
+            double now_w[LANES];
+            for (int l = 0; l < LANES; ++l) now_w[l] = w_q[r * LANES + l];
+            for (int l = 0; l < LANES; ++l) w_t[row * LANES + l] = now_w[l];
+            for (int l = 0; l < LANES; ++l) d[row * LANES + l] += now_w[l];
             if (a.grad_y)
                 for (int l = 0; l < LANES; ++l)
                     if (index[l] >= 0) a.grad_y[(index[l] * a.seen + s) * p + row] = -w_q[r * LANES + l];

@@ -8,6 +8,7 @@ struct Motion {
     System system;
     i64 active[LANES];  // from this time on a series stands still
     const double* b[LANES];
+    double* shift;      // b of all lanes
 
     Motion(const Context& context, i64 group, i64 tile, Arena& arena)
         : c(context), g(group), n(c.n), ld(c.ld), size(LANES == 1 ? c.ld : c.n * LANES), system(context, group, arena) {
@@ -16,6 +17,12 @@ struct Motion {
             active[l] = c.length(g, real);
             b[l] = c.a.b + g * c.a.b_g + i * c.a.b_i;
         }
+        shift = arena.doubles(size);
+        if (c.times > 1) read_shift(0);
+    }
+    void read_shift(i64 at) {
+        for (i64 j = 0; j < n; ++j)
+            for (int l = 0; l < LANES; ++l) shift[j * LANES + l] = b[l][at + j];
     }
     bool all_active(i64 t) const {
         bool all = true;
@@ -31,15 +38,13 @@ struct Motion {
     // predicted = F mean + b into time t, or mean
     void predict(i64 t, const double* mean, double* predicted) {
         if (!c.moves(g, t)) {
-            for (i64 j = 0; j < size; ++j) predicted[j] = mean[j];
+            copy(predicted, mean, size);
             return;
         }
-        const i64 at = (t - 1) * c.a.b_t;
-        for (i64 j = 0; j < n; ++j)
-            for (int l = 0; l < LANES; ++l) predicted[j * LANES + l] = b[l][at + j];
+        if (c.a.b_t) read_shift((t - 1) * c.a.b_t);
+        copy(predicted, shift, size);
         if (LANES == 1) {
             system.move(t, false);
-            for (i64 j = n; j < ld; ++j) predicted[j] = 0;
             product<true>(predicted, mean, 0, 1, system.FT, 1, n, ld);
         } else {
             columns<(LANES == 1 ? 4 : LANES), true>(predicted, LANES, system.dense_F(t), n, 1, mean, LANES, n, n);
@@ -50,7 +55,7 @@ struct Motion {
     void update(const double* record, const double* predicted, const double* e, double* mean) const {
         const i64 q = (i64)record[c.at_rows];
         const double* E = record + c.at_E;
-        for (i64 j = 0; j < size; ++j) mean[j] = predicted[j];
+        copy(mean, predicted, size);
         if (q == 0) return;
         if (LANES == 1) product<true>(mean, e, 0, 1, E, 1, q, ld);
         else columns<(LANES == 1 ? 4 : LANES), true>(mean, LANES, E, 1, ld, e, LANES, n, q);
@@ -121,7 +126,7 @@ struct Means {
                 if (out[0][l]) out[0][l][t] = value[l];
         if (out[1][0]) write(1, t, mean);
         if (!of_tile) return;
-        if (t % c.kept_every == 0) std::memcpy(c.kept_mean(of_tile, t), predicted, sizeof(double) * (size_t)(n * LANES));
+        if (t % c.kept_every == 0) copy(c.kept_mean(of_tile, t), predicted, n * LANES);
         double* kept = c.innovation(of_tile, t);  // of rows that are not seen: zero
         for (i64 j = 0; j < p * LANES; ++j) kept[j] = j < q * LANES ? e[j] : 0;
     }
