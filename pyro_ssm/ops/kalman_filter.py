@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops import (
-    kalman_graph,  # noqa: F401  (registers the derivative of the operator)
+    kalman_graph,  # noqa: F401  (registers the operator)
     kalman_series,
 )
 from pyro_ssm.ops.composite import composite_backward, transformed
 from pyro_ssm.ops.kalman import FilterSteps, kalman_filter_reference
 from pyro_ssm.ops.kalman_kernel import MEANS, ROOTS, TAPE, kalman_backward, kalman_forward
 from pyro_ssm.ops.kalman_problem import EVENTS, OF_SERIES, Layout, Problem, problem
+from pyro_ssm.ops.operator import Way, way_of
 
 __all__ = ["kalman_filter", "kalman_log_likelihood"]
 
@@ -122,12 +123,12 @@ def kalman_log_likelihood(
 
 
 def _run(keep: int, options: tuple, *args: Tensor) -> tuple[Tensor, ...]:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and way_of(*args) is Way.OPERATOR:
         found = _problem(options, args, look=False)
         tape = TAPE if torch.is_grad_enabled() else 0
         out = torch.ops.pyro_ssm.kalman_forward(*found.arguments, keep | tape)
         return _results(found, out, _dtype(args), keep)
-    if not _plain(args):
+    if torch.compiler.is_compiling() or not _plain(args):
         return tuple(_reference(options, keep)(*args))
     alone = kalman_series.series(args, *options)
     if alone is None:

@@ -1,4 +1,4 @@
-"""The Kalman operators ``torch.ops.pyro_ssm.kalman_forward`` and ``kalman_backward``: the compiled library, or torch.
+"""The kernels of ``torch.ops.pyro_ssm.kalman_forward`` and ``kalman_backward``: the compiled library, or torch.
 
 They take arguments in one shape, float64 (:mod:`pyro_ssm.ops.kalman_problem` brings them there): series
 i of group g, where a group shares one covariance recursion; a size of 1 stands for all groups, series or times.
@@ -19,23 +19,11 @@ from pyro_ssm.ops.kalman_torch import singular
 from pyro_ssm.ops.kalman_torch_kernel import MEANS, ROOTS, TAPE
 from pyro_ssm.ops.operator import address, in_memory, solid
 
-__all__ = ["MEANS", "ROOTS", "TAPE", "call", "kalman_backward", "kalman_forward", "tape_size"]
+__all__ = ["MEANS", "ROOTS", "TAPE", "call", "empty_results", "kalman_backward", "kalman_forward", "tape_size"]
 
 FIELDS = 65  # eight-byte fields of KalmanArgs
 KEPT_EVERY = 32  # STEPS of csrc/context.h
 NEAR = 2**20  # doubles that are fetched as fast as they are computed
-
-_PROBLEM = (
-    "Tensor y, Tensor? mask, Tensor? move, Tensor? lengths, Tensor? at, Tensor m, Tensor L, Tensor F, Tensor b, "
-    "Tensor Q, Tensor H, Tensor d, Tensor R, int times"
-)
-_LIBRARY = torch.library.Library("pyro_ssm", "FRAGMENT")
-_LIBRARY.define(f"kalman_forward({_PROBLEM}, int keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
-_LIBRARY.define(
-    f"kalman_backward({_PROBLEM}, Tensor tape, Tensor? grad_log_likelihood, Tensor? grad_filtered_mean, "
-    "Tensor? grad_predicted_mean, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
-    "Tensor)"
-)
 
 
 def tape_size(groups: int, series: int, times: int, n: int, p: int) -> int:
@@ -153,7 +141,7 @@ def kalman_forward(
     'kalman_forward'
     """
     arguments = (y, mask, move, lengths, at, m, L, F, b, Q, H, d, R, times)
-    out = _results(y, m, times, keep)
+    out = empty_results(y, m, times, keep)
     if not y.shape[0] * y.shape[1] * times:
         return out
     functions, _, _, parallel_for = library()
@@ -168,7 +156,14 @@ def kalman_forward(
     return out
 
 
-def _results(y: Tensor, m: Tensor, times: int, keep: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def empty_results(y: Tensor, m: Tensor, times: int, keep: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What :func:`kalman_forward` fills.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.kalman_kernel import empty_results
+    >>> [tuple(x.shape) for x in empty_results(torch.zeros(2, 3, 5, 1), torch.zeros(1, 1, 4), 5, 0)[:2]]
+    [(2, 3, 5), (0,)]
+    """
     groups, series, _, p = y.shape
     n = m.shape[-1]
     means = (groups, series, times, n) if keep & MEANS else (0,)
@@ -269,21 +264,3 @@ def _reduce(grad: Tensor | None, like: Tensor) -> Tensor | None:
     if grad.numel() == 0:
         return torch.zeros_like(like)
     return grad.sum_to_size(like.shape)
-
-
-def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
-    y, m, wanted = args[0], args[5], args[-1]
-    inputs = (y, m, *args[6:13])
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) if want else y.new_empty(0)
-                 for x, want in zip(inputs, wanted, strict=True))  # fmt: skip
-
-
-def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
-    return _results(args[0], args[5], args[13], args[14])
-
-
-for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("kalman_forward", kalman_forward, _device)
-    _LIBRARY.impl("kalman_backward", kalman_backward, _device)
-torch.library.register_fake("pyro_ssm::kalman_forward", _fake_forward, lib=_LIBRARY)
-torch.library.register_fake("pyro_ssm::kalman_backward", _fake_backward, lib=_LIBRARY)
