@@ -52,8 +52,8 @@ def kalman_filter(
     Gradients: by a hand-written backward pass for functions of the log-likelihoods and means (of all arguments; no
     inverse of Q, R or a covariance is taken, so each may be singular). Functions of the square roots, and second
     derivatives, go through the reference, with its cost. Under ``torch.func`` transforms and forward-mode
-    differentiation the reference itself runs; under ``torch.compile`` every masked series has a covariance recursion
-    of its own, and the square roots have no gradient.
+    differentiation the reference itself runs (and breaks the graph where it is compiled); under ``torch.compile`` every
+    masked series has a covariance recursion of its own, and the square roots have no gradient.
 
     Args:
         y: ``(..., observed, obs)``; what stands at masked entries is never read.
