@@ -1,5 +1,7 @@
 """What holds for every test and every doctest."""
 
+import importlib
+
 import pyro
 import pytest
 import torch
@@ -16,6 +18,8 @@ def pytest_configure(config):
         from jaxtyping import install_import_hook
 
         install_import_hook("pyro_ssm", "beartype.beartype")
+    # a module that is collected before its package is there would run twice, and register its operators twice
+    importlib.import_module("pyro_ssm")
 
 
 def pytest_collection_modifyitems(config, items):

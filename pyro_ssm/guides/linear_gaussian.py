@@ -12,13 +12,13 @@ from torch import Tensor
 from pyro_ssm.binding import random_parameters
 from pyro_ssm.blocks import Linear, linear
 from pyro_ssm.blocks._gaussian import corrected_normal, corrections
-from pyro_ssm.components import Affine, AffineGaussian, Gaussian, require
+from pyro_ssm.components import AffineGaussian, Diffuse, Gaussian, require
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions.markov_path import Draw
-from pyro_ssm.distributions.moments import gaussian_moments
 from pyro_ssm.guides.encoded import AbstractEncodedGuide
 from pyro_ssm.guides.encoder import Cell, Context
 from pyro_ssm.models import StateSpaceModel
+from pyro_ssm.models.linear_gaussian import system_of
 from pyro_ssm.ops.kalman import kalman_filter_reference, matvec
 from pyro_ssm.ops.kalman_backward import (
     backward_conditionals_reference,
@@ -142,43 +142,32 @@ def _posterior_chain(core: StateSpaceModel, data: TimeSeries) -> tuple[Tensor, T
     """The laws :math:`p(z_k | z_{k-1}, y_{1:T})` of a bound linear-Gaussian model: gains, offsets, square roots."""
     if data.values is None or data.mask is None:
         raise ValueError("a guide needs observations: `data.values` is None")
-    times, inputs, index = data.times, data.inputs, data.observed_index
-    step_mask = None if data.lengths is None else data.step_mask
-    first, before = (None if inputs is None else inputs[..., part, :] for part in (slice(0, 1), slice(0, -1)))
-    mean, root = gaussian_moments(core.initial(times[..., :1], first))
-    motion = _over_time(core.transition.affine(times[..., :-1], times[..., 1:], before))
-    seen_inputs = inputs if inputs is None or index is None else inputs[..., index, :]
-    seen = _over_time(core.emission.affine(data.observed_times, seen_inputs))
+    system = system_of(core, data)
+    step_mask = system.step_mask
     steps = kalman_filter_reference(
-        data.values,
-        data.mask,
-        mean[..., 0, :],
-        root[..., 0, :, :],
-        *motion,
-        *seen,
-        num_times=data.num_times,
-        observed_index=None if index is None else index.tolist(),
+        system.values,
+        system.mask,
+        system.mean,
+        system.scale_tril,
+        *system.transition,
+        *system.emission,
+        num_times=system.num_times,
+        observed_index=system.observed_index,
         step_mask=step_mask,
     )
     if data.num_times == 1:
         return torch.zeros_like(steps.filtered_scale_tril), steps.filtered_mean, steps.filtered_scale_tril
-    backwards = backward_conditionals_reference(steps, *motion, step_mask=step_mask)
+    backwards = backward_conditionals_reference(steps, *system.transition, step_mask=step_mask)
     means, roots = kalman_smoother_reference(steps, backwards)
     gain, offset, scale_tril = forward_conditionals(means, roots, backwards)
     if step_mask is not None:  # a padded step copies the one before, and has no density; any regular law will do
-        eye = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
+        eye = torch.eye(means.shape[-1], dtype=means.dtype, device=means.device)
         scale_tril = torch.where(step_mask[..., 1:, None, None], scale_tril, eye)
     return (
         torch.cat([torch.zeros_like(gain[..., :1, :, :]), gain], -3),
         torch.cat([means[..., :1, :], offset], -2),
         torch.cat([roots[..., :1, :, :].expand(scale_tril[..., :1, :, :].shape), scale_tril], -3),
     )
-
-
-def _over_time(law: Affine) -> Affine:
-    """The same law, each part with a time axis (of 1 where it had none)."""
-    parts = zip(law, (2, 1, 2), strict=True)
-    return Affine(*(part if part.dim() > event else part.unsqueeze(0) for part, event in parts))
 
 
 def _check(core: Any, model: StateSpaceModel) -> None:
@@ -191,6 +180,8 @@ def _check(core: Any, model: StateSpaceModel) -> None:
         (core.emission, AffineGaussian),
     ):
         require(part, capability, "the core of guides.LinearGaussian", instead)
+    if isinstance(core.initial, Diffuse):
+        raise TypeError("`core` starts diffuse, and a guide draws its first state. Use dynamics.NormalInitial")
     if core.memory is not None or random_parameters(core):
         raise TypeError("`core` must have no memory and no parameters with a prior: its posterior is computed exactly")
     sizes = [(each.initial.state_dim, each.emission.obs_dim) for each in (core, model)]

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops import (
-    kalman_graph,  # noqa: F401  (registers the derivative of the operator)
+    kalman_graph,  # noqa: F401  (registers the operator)
     kalman_series,
 )
 from pyro_ssm.ops.composite import composite_backward, transformed
 from pyro_ssm.ops.kalman import FilterSteps, kalman_filter_reference
 from pyro_ssm.ops.kalman_kernel import MEANS, ROOTS, TAPE, kalman_backward, kalman_forward
 from pyro_ssm.ops.kalman_problem import EVENTS, OF_SERIES, Layout, Problem, problem
+from pyro_ssm.ops.operator import Way, way_of
 
 __all__ = ["kalman_filter", "kalman_log_likelihood"]
 
@@ -51,8 +52,8 @@ def kalman_filter(
     Gradients: by a hand-written backward pass for functions of the log-likelihoods and means (of all arguments; no
     inverse of Q, R or a covariance is taken, so each may be singular). Functions of the square roots, and second
     derivatives, go through the reference, with its cost. Under ``torch.func`` transforms and forward-mode
-    differentiation the reference itself runs; under ``torch.compile`` every masked series has a covariance recursion
-    of its own, and the square roots have no gradient.
+    differentiation the reference itself runs (and breaks the graph where it is compiled); under ``torch.compile`` every
+    masked series has a covariance recursion of its own, and the square roots have no gradient.
 
     Args:
         y: ``(..., observed, obs)``; what stands at masked entries is never read.
@@ -122,12 +123,12 @@ def kalman_log_likelihood(
 
 
 def _run(keep: int, options: tuple, *args: Tensor) -> tuple[Tensor, ...]:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and way_of(*args) is Way.OPERATOR:
         found = _problem(options, args, look=False)
         tape = TAPE if torch.is_grad_enabled() else 0
         out = torch.ops.pyro_ssm.kalman_forward(*found.arguments, keep | tape)
         return _results(found, out, _dtype(args), keep)
-    if not _plain(args):
+    if torch.compiler.is_compiling() or not _plain(args):
         return tuple(_reference(options, keep)(*args))
     alone = kalman_series.series(args, *options)
     if alone is None:

@@ -1,4 +1,4 @@
-"""Derivatives of ``torch.ops.pyro_ssm.kalman_forward`` itself: for compiled graphs and for direct callers.
+"""The operator ``torch.ops.pyro_ssm.kalman_forward`` and its derivative: for compiled graphs and for direct callers.
 
 :func:`pyro_ssm.ops.kalman_filter` has its own, cheaper way when it runs eagerly.
 """
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pyro_ssm.ops.composite import composite_backward
 from pyro_ssm.ops.kalman import kalman_filter_reference
-from pyro_ssm.ops.kalman_kernel import TAPE
+from pyro_ssm.ops.kalman_kernel import TAPE, empty_results, kalman_backward, kalman_forward
+from pyro_ssm.ops.operator import define
 
 __all__ = ["derivative", "setup"]
 
@@ -91,4 +92,35 @@ def _reference(arguments: Sequence[Any], times: int) -> Any:
     return reference
 
 
-torch.library.register_autograd("pyro_ssm::kalman_forward", derivative, setup_context=setup)
+def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
+    return empty_results(args[0], args[5], args[13], args[14])
+
+
+def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
+    y, wanted = args[0], args[-1]
+    inputs = (args[i] for i in _FLOATS)
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) if want else y.new_empty(0)
+                 for x, want in zip(inputs, wanted, strict=True))  # fmt: skip
+
+
+_PROBLEM = (
+    "Tensor y, Tensor? mask, Tensor? move, Tensor? lengths, Tensor? at, Tensor m, Tensor L, Tensor F, Tensor b, "
+    "Tensor Q, Tensor H, Tensor d, Tensor R, int times"
+)
+_GRADS = "Tensor? grad_log_likelihood, Tensor? grad_filtered_mean, Tensor? grad_predicted_mean"
+define(
+    "kalman_forward",
+    f"{_PROBLEM}, int keep",
+    f"({', '.join(['Tensor'] * 6)})",
+    kalman_forward,
+    _fake_forward,
+    setup=setup,
+    backward=derivative,
+)
+define(
+    "kalman_backward",
+    f"{_PROBLEM}, Tensor tape, {_GRADS}, bool[] wanted",
+    f"({', '.join(['Tensor'] * 9)})",
+    kalman_backward,
+    _fake_backward,
+)

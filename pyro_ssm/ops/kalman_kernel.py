@@ -1,4 +1,4 @@
-"""The Kalman operators ``torch.ops.pyro_ssm.kalman_forward`` and ``kalman_backward``: the compiled library, or torch.
+"""The kernels of ``torch.ops.pyro_ssm.kalman_forward`` and ``kalman_backward``: the compiled library, or torch.
 
 They take arguments in one shape, float64 (:mod:`pyro_ssm.ops.kalman_problem` brings them there): series
 i of group g, where a group shares one covariance recursion; a size of 1 stands for all groups, series or times.
@@ -17,27 +17,17 @@ from pyro_ssm.ops import kalman_torch_kernel
 from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.kalman_torch import singular
 from pyro_ssm.ops.kalman_torch_kernel import MEANS, ROOTS, TAPE
+from pyro_ssm.ops.operator import address, in_memory, solid
 
-__all__ = ["MEANS", "ROOTS", "TAPE", "call", "kalman_backward", "kalman_forward", "tape_size"]
+__all__ = ["MEANS", "ROOTS", "TAPE", "call", "empty_results", "kalman_backward", "kalman_forward", "tape_size"]
 
-FIELDS = 62  # eight-byte fields of KalmanArgs
+FIELDS = 65  # eight-byte fields of KalmanArgs
+KEPT_EVERY = 32  # STEPS of csrc/context.h
 NEAR = 2**20  # doubles that are fetched as fast as they are computed
-
-_PROBLEM = (
-    "Tensor y, Tensor? mask, Tensor? move, Tensor? lengths, Tensor? at, Tensor m, Tensor L, Tensor F, Tensor b, "
-    "Tensor Q, Tensor H, Tensor d, Tensor R, int times"
-)
-_LIBRARY = torch.library.Library("pyro_ssm", "FRAGMENT")
-_LIBRARY.define(f"kalman_forward({_PROBLEM}, int keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
-_LIBRARY.define(
-    f"kalman_backward({_PROBLEM}, Tensor tape, Tensor? grad_log_likelihood, Tensor? grad_filtered_mean, "
-    "Tensor? grad_predicted_mean, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
-    "Tensor)"
-)
 
 
 def tape_size(groups: int, series: int, times: int, n: int, p: int) -> int:
-    """Doubles that the forward pass leaves for the backward pass, at most (``Context::tape_size`` in ``csrc``).
+    """Doubles that the compiled forward pass leaves for the backward pass (``Context::tape_size`` in ``csrc``).
 
     >>> from pyro_ssm.ops.kalman_kernel import tape_size
     >>> tape_size(1, 1, 1, 1, 1)
@@ -46,30 +36,15 @@ def tape_size(groups: int, series: int, times: int, n: int, p: int) -> int:
     ld = 4 if n <= 4 else 8 if n <= 8 else (n + 7) // 8 * 8
     lanes = 1 if series == 1 else 8
     record = (n * ld + p * ld + p * p + 2 + 8) // 8 * 8 + (n * ld + 7) // 8 * 8
-    return groups * (8 + times * record) + groups * ((series + lanes - 1) // lanes) * times * (n + p) * lanes
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    kept_means = times if lanes == 1 else (times + KEPT_EVERY - 1) // KEPT_EVERY
+    tile = (kept_means * n + times * p) * lanes
+    return groups * (8 + times * record + (series + lanes - 1) // lanes * tile)
 
 
 def _strides(tensor: Tensor, dims: int) -> list[int]:
     """Strides of the first dims, 0 where the size is 1."""
     shape, stride = tensor.shape, tensor.stride()
     return [stride[i] if shape[i] > 1 else 0 for i in range(dims)]
-
-
-def _solid(tensor: Tensor, event: int) -> Tensor:
-    """The tensor, with its event dims contiguous."""
-    if tensor.is_contiguous():
-        return tensor
-    shape, stride = tensor.shape, tensor.stride()
-    expected = 1
-    for i in range(1, event + 1):
-        if shape[-i] > 1 and stride[-i] != expected:
-            return tensor.contiguous()
-        expected *= shape[-i]
-    return tensor
 
 
 def _problem(
@@ -91,15 +66,15 @@ def _problem(
     """The first fields of KalmanArgs, and the tensors whose memory they point to."""
     groups, series, seen, p = y.shape
     n = m.shape[-1]
-    y, m, b, d = (_solid(x, 1) for x in (y, m, b, d))
-    L, F, Q, H, R = (_solid(x, 2) for x in (L, F, Q, H, R))
+    y, m, b, d = (solid(x, 1) for x in (y, m, b, d))
+    L, F, Q, H, R = (solid(x, 2) for x in (L, F, Q, H, R))
     mask, move, lengths = (None if x is None else x.contiguous() for x in (mask, move, lengths))
     fields = [groups, series, times, seen, n, p, y.data_ptr()]
     y_t, b_t, d_t = y.stride(2), b.stride(2) if b.shape[2] > 1 else 0, d.stride(2) if d.shape[2] > 1 else 0
     fields += [*_strides(y, 2), y_t]
-    fields += [_address(mask), 0 if mask is None or mask.shape[0] == 1 else seen * p]
-    fields += [_address(move), 0 if move is None or move.shape[0] == 1 else times]
-    fields += [_address(lengths), _address(at), m.data_ptr(), *_strides(m, 2), L.data_ptr(), *_strides(L, 1)]
+    fields += [address(mask), 0 if mask is None or mask.shape[0] == 1 else seen * p]
+    fields += [address(move), 0 if move is None or move.shape[0] == 1 else times]
+    fields += [address(lengths), address(at), m.data_ptr(), *_strides(m, 2), L.data_ptr(), *_strides(L, 1)]
     fields += [F.data_ptr(), *_strides(F, 2), b.data_ptr(), *_strides(b, 2), b_t, Q.data_ptr(), *_strides(Q, 2)]
     fields += [H.data_ptr(), *_strides(H, 2), d.data_ptr(), *_strides(d, 2), d_t, R.data_ptr(), *_strides(R, 2)]
     return fields, [y, mask, move, lengths, at, m, L, F, b, Q, H, d, R]
@@ -166,7 +141,7 @@ def kalman_forward(
     'kalman_forward'
     """
     arguments = (y, mask, move, lengths, at, m, L, F, b, Q, H, d, R, times)
-    out = _results(y, m, times, keep)
+    out = empty_results(y, m, times, keep)
     if not y.shape[0] * y.shape[1] * times:
         return out
     functions, _, _, parallel_for = library()
@@ -175,23 +150,35 @@ def kalman_forward(
         return out
     fields, alive = _problem(*arguments)
     failed = array("q", (0, 0))
-    fields += [*(_address(x) if x.numel() else 0 for x in out), failed.buffer_info()[0], parallel_for]
+    fields += [*(address(x) if x.numel() else 0 for x in out), failed.buffer_info()[0], parallel_for]
     call(functions.pyro_ssm_kalman_forward, fields, failed)
     del alive
     return out
 
 
-def _results(y: Tensor, m: Tensor, times: int, keep: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def empty_results(y: Tensor, m: Tensor, times: int, keep: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What :func:`kalman_forward` fills.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.kalman_kernel import empty_results
+    >>> [tuple(x.shape) for x in empty_results(torch.zeros(2, 3, 5, 1), torch.zeros(1, 1, 4), 5, 0)[:2]]
+    [(2, 3, 5), (0,)]
+    """
     groups, series, _, p = y.shape
     n = m.shape[-1]
     means = (groups, series, times, n) if keep & MEANS else (0,)
     roots = (groups, times, n, n) if keep & ROOTS else (0,)
-    size = tape_size(groups, series, times, n, p) if keep & TAPE else 0
-    if groups > 1 and size > NEAR and y.device.type == "cpu" and library().functions is not None:
-        size = 0  # the backward pass filters again, a group at a time: that takes less time than fetching a long tape
-    tape = (size,)
+    tape = (_tape_size(groups, series, times, n, p, y.device.type) if keep & TAPE else 0,)
     new = y.new_empty
     return new((groups, series, times)), new(means), new(means), new(roots), new(roots), new(tape)
+
+
+def _tape_size(groups: int, series: int, times: int, n: int, p: int, device: str) -> int:
+    if library().functions is None or device != "cpu":
+        return kalman_torch_kernel.tape_size(groups, series, times, n, p)
+    size = tape_size(groups, series, times, n, p)
+    # the backward pass filters again, a group at a time: that takes less time than fetching a long tape
+    return 0 if groups > 1 and size > NEAR else size
 
 
 def kalman_backward(
@@ -232,11 +219,9 @@ def kalman_backward(
     none = y.new_empty(0)
     if not y.shape[0] * y.shape[1] * times:
         return tuple(torch.zeros_like(x) if want else none for x, want in zip(inputs, wanted, strict=True))
-    outer = [
-        None if g is None else g.contiguous() for g in (grad_log_likelihood, grad_filtered_mean, grad_predicted_mean)
-    ]
     functions, _, _, parallel_for = library()
     if functions is None or y.device.type != "cpu":
+        outer = (grad_log_likelihood, grad_filtered_mean, grad_predicted_mean)
         found = kalman_torch_kernel.backward(*arguments, tape, *outer)
         return tuple(grad.contiguous() if want else none for grad, want in zip(found, wanted, strict=True))
     fields, alive = _problem(*arguments)
@@ -253,9 +238,13 @@ def kalman_backward(
     grad_b = new((groups, series, max(times - 1, 0), n)) if want_b and not still_b else None
     grad_b_sum = new((groups, series, 1, n)) if want_b and still_b else None
     grad_d_sum = new((groups, series, 1, p)) if want_d and still_d else None
-    fields += [0, 0, 0, 0, 0, tape.data_ptr(), 0, parallel_for, *(_address(g) for g in outer)]
-    fields += [_address(x) for x in (grad_y, grad_m, grad_L, grad_F, grad_b, grad_b_sum, grad_Q, grad_H, grad_d_sum)]
-    fields += [_address(grad_R)]
+    terms = None if grad_log_likelihood is None else in_memory(grad_log_likelihood)
+    of_means = [None if g is None else g.contiguous() for g in (grad_filtered_mean, grad_predicted_mean)]
+    fields += [0, 0, 0, 0, 0, tape.data_ptr(), 0, parallel_for]
+    fields += [0, 0, 0, 0] if terms is None else [terms.data_ptr(), *terms.stride()]
+    fields += [address(g) for g in of_means]
+    fields += [address(x) for x in (grad_y, grad_m, grad_L, grad_F, grad_b, grad_b_sum, grad_Q, grad_H, grad_d_sum)]
+    fields += [address(grad_R)]
     call(functions.pyro_ssm_kalman_backward, fields, (0, 0))
     del alive
     found_b = _reduce(grad_b if grad_b_sum is None else grad_b_sum, b)
@@ -275,21 +264,3 @@ def _reduce(grad: Tensor | None, like: Tensor) -> Tensor | None:
     if grad.numel() == 0:
         return torch.zeros_like(like)
     return grad.sum_to_size(like.shape)
-
-
-def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
-    y, m, wanted = args[0], args[5], args[-1]
-    inputs = (y, m, *args[6:13])
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) if want else y.new_empty(0)
-                 for x, want in zip(inputs, wanted, strict=True))  # fmt: skip
-
-
-def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
-    return _results(args[0], args[5], args[13], args[14])
-
-
-for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("kalman_forward", kalman_forward, _device)
-    _LIBRARY.impl("kalman_backward", kalman_backward, _device)
-torch.library.register_fake("pyro_ssm::kalman_forward", _fake_forward, lib=_LIBRARY)
-torch.library.register_fake("pyro_ssm::kalman_backward", _fake_backward, lib=_LIBRARY)

@@ -119,9 +119,10 @@ def backward(
     grad_y = found[0] if found[0] is not None or not d_in_time else torch.zeros_like(y)
     pointers = [0 if x is None else x.data_ptr() for x in found]
     _, grad_m, grad_L, grad_F, grad_b, grad_Q, grad_H, grad_d, grad_R = pointers
-    outer = [None if g is None else g.contiguous() for g in grads]
+    terms, *of_means = [None if g is None else g.contiguous() for g in grads]
     fields = [*s.fields, 0, 0, 0, 0, 0, tape.data_ptr(), 0, library().parallel_for]
-    fields += [0 if g is None else g.data_ptr() for g in outer]
+    fields += [0 if terms is None else terms.data_ptr(), 0, 0, 1]
+    fields += [0 if g is None else g.data_ptr() for g in of_means]
     fields += [0 if grad_y is None else grad_y.data_ptr(), grad_m, grad_L, grad_F]
     fields += [grad_b, 0] if b.shape[0] > 1 else [0, grad_b]
     fields += [grad_Q, grad_H, 0 if d.shape[0] > 1 else grad_d, grad_R]

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_ssm.ops.kalman_torch import Gains, System, gains, means, over_time, predicted_roots, recurrence, system
 from pyro_ssm.ops.linalg import tria
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "tape_size"]
 
 MEANS, ROOTS, TAPE = 1, 2, 4
 
@@ -106,6 +106,16 @@ def _roots(s: System, g: Gains, filtered_out: Tensor, predicted_out: Tensor) -> 
     for out, roots in ((filtered_out, filtered), (predicted_out, predicted)):
         out[:, :steps] = roots
         out[:, steps:] = roots[:, -1:]
+
+
+def tape_size(groups: int, series: int, times: int, n: int, p: int) -> int:
+    """Doubles that :func:`forward` leaves for :func:`backward`, at most.
+
+    >>> from pyro_ssm.ops.kalman_torch_kernel import tape_size
+    >>> tape_size(1, 1, 1, 1, 1)
+    7
+    """
+    return 1 + groups * times * (2 * n * n + p * p + p * n + 1 + series * n)
 
 
 def backward(

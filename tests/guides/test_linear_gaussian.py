@@ -139,6 +139,11 @@ def test_errors_name_the_way_out():
             model,
             StateSpaceModel(dynamics.NormalInitial(2), dynamics.MLPTransition(2, 4), emissions.LinearNormal(2, 2)),
         )
+    with pytest.raises(TypeError, match="`core` starts diffuse"):
+        LinearGaussian(
+            model,
+            StateSpaceModel(dynamics.DiffuseInitial(2), dynamics.LinearNormal(2), emissions.LinearNormal(2, 2)),
+        )
     with pytest.raises(TypeError, match="no memory"):
         LinearGaussian(model, remembering(dtype=torch.float32))
     random = toy(dtype=torch.float32)

@@ -71,6 +71,12 @@ def case(name):
     if name == "varying, shared mask":
         args = system(5, 2, 15, batch=(9,), varying=True)
         return args, holes(args[0][0]).expand(args[0].shape), {}
+    if name == "varying, ragged, over blocks of times":
+        args = system(5, 2, 65, batch=(9,), varying=True)
+        steps = ends((9,), 65)
+        pattern = holes(args[0][0])
+        pattern[31:34] = False
+        return args, steps.unsqueeze(-1) & pattern, {"step_mask": steps}
     if name == "own parameters":
         args = system(3, 2, 14, batch=(4,), lead=(4,))
         return args, holes(args[0]), {}
@@ -123,6 +129,7 @@ def case(name):
 CASES = (
     "one step", "two steps, one state", "settles", "settles after a gap", "settles, ragged", "settles, never forgets",
     "n = 13, p = 1, sparse", "n = 17, p = 3", "more observations than states", "varying", "varying, shared mask",
+    "varying, ragged, over blocks of times",
     "own parameters", "draws", "draws by series, ragged", "steps switched off", "refined", "refined, ragged",
     "nothing is seen", "singular", "alone, with gaps", "alone, varying, steps switched off", "alone, refined",
 )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.components import Affine
-from pyro_ssm.infer.gaussian.system import System
+from pyro_ssm.models.linear_gaussian import System
 from pyro_ssm.ops.kalman import FilterSteps, predict
 from pyro_ssm.ops.kalman_backward import Conditionals
 from pyro_ssm.ops.kalman_diffuse import DiffuseLaw, DiffuseSteps, diffuse_conditionals, diffuse_phase

@@ -17,13 +17,13 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.gaussian.diffuse import Filtering, conditionals, run_filter, run_terms
 from pyro_ssm.infer.gaussian.results import DiffuseFiltered, KalmanFiltered, KalmanSmoothed
 from pyro_ssm.infer.gaussian.system import (
-    System,
     linear_gaussian_system,
     noise_is_singular,
     require_density,
     require_finite,
     require_finite_terms,
 )
+from pyro_ssm.models.linear_gaussian import System
 from pyro_ssm.ops.kalman import FilterSteps, matvec
 from pyro_ssm.ops.kalman_filter import kalman_filter as filter_steps
 from pyro_ssm.ops.kalman_filter import kalman_log_likelihood as filter_terms

@@ -12,8 +12,9 @@ from pyro_ssm.components import Affine, AffineGaussian, Gaussian
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions.moments import gaussian_parts
 from pyro_ssm.infer.gaussian.linearise import Law, Linearisation
-from pyro_ssm.infer.gaussian.system import INSTEAD, check_request, check_values, initial_moments, over_time
+from pyro_ssm.infer.gaussian.system import INSTEAD, check_request, check_values
 from pyro_ssm.models.laws import batch_shape
+from pyro_ssm.models.linear_gaussian import initial_moments, over_time
 
 __all__ = ["NonlinearSystem", "nonlinear_system"]
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.components import Affine
-from pyro_ssm.infer.gaussian.system import check_affine, initial_moments, no_pivot, require_linear_gaussian
+from pyro_ssm.infer.gaussian.system import no_pivot, require_linear_gaussian
+from pyro_ssm.models.linear_gaussian import check_affine, initial_moments
 from pyro_ssm.ops.kalman import HALF_LOG_2PI, _choose, hide_rows, matvec
 from pyro_ssm.ops.kalman import predict as predict_law
 from pyro_ssm.ops.kalman import update as update_law

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from pyro_ssm.components import Affine, AffineGaussian, Gaussian, require
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.infer.gaussian.system import over_time
 from pyro_ssm.infer.smc.build import Kernel, Proposed, process
 from pyro_ssm.infer.smc.draws import shared_moments
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles
+from pyro_ssm.models.linear_gaussian import over_time
 from pyro_ssm.ops.kalman import HALF_LOG_2PI, hide_rows, matvec, update
 
 __all__ = ["conditional", "given_observation", "locally_optimal"]

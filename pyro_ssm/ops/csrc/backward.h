@@ -8,7 +8,7 @@
 // sums over series C = sum e lambda', U = sum g e e' and sum g. W' G W with G = E Gamma E' - sym(E C') + (U - sum g I) / 2
 // is the gradient with respect to S. No inverse of Q, R or P is taken.
 
-constexpr i64 AHEAD = 3;  // steps that memory is asked for before they are taken
+constexpr i64 AHEAD = 3;  // records that memory is asked for before they are read
 
 // Sums of a group's gradients. Matrices with n columns are padded to ld; one entry a time where they vary over time.
 struct Sums {
@@ -52,232 +52,221 @@ static Sums take_sums(const Context& c, const Layout& l, Arena& arena, bool cova
     return out;
 }
 
-// OUT (rows x ld) += sum over steps and lanes of x y'; x is (steps, rows, LANES), y (steps, n, LANES) or, for one lane,
-// (steps, ld) and x (steps, rows).
+// OUT (rows x ld) += sum over steps and lanes of x y'; x is (steps, rows, LANES), its steps `x_step` apart, and y (steps, n,
+// LANES) or, for one lane, (steps, ld).
 template <int LANES>
-static void outer(double* out, const double* x, const double* y, i64 rows, i64 n, i64 ld, i64 steps) {
-    if (LANES == 1) { product<true>(out, x, 1, rows, y, rows, steps, ld); return; }
-    typedef typename Width<(LANES == 1 ? 8 : LANES)>::vec vec;
-    constexpr int W = Width<(LANES == 1 ? 8 : LANES)>::value, NV = LANES == 1 ? 1 : LANES / W;
+static void outer(double* out, const double* x, i64 x_step, const double* y, i64 rows, i64 n, i64 ld, i64 steps) {
+    if (LANES == 1) { product<true>(out, x, 1, x_step, y, rows, steps, ld); return; }
+    typedef Simd<double> S;
+    typedef typename S::V vec;
+    constexpr int W = S::W, NV = LANES < W ? 1 : LANES / W;
     constexpr int MR = NV == 1 ? 4 : 2;  // the sums stay in registers
     for (i64 i = 0; i < rows; i += MR)
         for (i64 j = 0; j < n; j += 4) {
             const i64 ni = rows - i < MR ? rows - i : MR, nj = n - j < 4 ? n - j : 4;
-            vec acc[MR][4];
-            UNROLL for (int a = 0; a < MR; ++a) UNROLL for (int b = 0; b < 4; ++b) acc[a][b] = vec{};
+            vec acc[MR * 4];
+            UNROLL for (int a = 0; a < MR * 4; ++a) acc[a] = vec{};
             for (i64 s = 0; s < steps; ++s)
                 UNROLL for (int v = 0; v < NV; ++v) {
                     vec xs[MR], ys[4];
-                    UNROLL for (int a = 0; a < MR; ++a) xs[a] = *(const vec*)(x + (s * rows + i + (a < ni ? a : 0)) * LANES + v * W);
-                    UNROLL for (int b = 0; b < 4; ++b) ys[b] = *(const vec*)(y + (s * n + j + (b < nj ? b : 0)) * LANES + v * W);
-                    UNROLL for (int a = 0; a < MR; ++a) UNROLL for (int b = 0; b < 4; ++b) acc[a][b] += xs[a] * ys[b];
+                    UNROLL for (int a = 0; a < MR; ++a) xs[a] = S::load(x + s * x_step + (i + (a < ni ? a : 0)) * LANES + v * W);
+                    UNROLL for (int b = 0; b < 4; ++b) ys[b] = S::load(y + (s * n + j + (b < nj ? b : 0)) * LANES + v * W);
+                    UNROLL for (int a = 0; a < MR; ++a) UNROLL for (int b = 0; b < 4; ++b) acc[4 * a + b] += xs[a] * ys[b];
                 }
-            for (int a = 0; a < ni; ++a)
-                for (int b = 0; b < nj; ++b) {
-                    double part[W], sum = 0;
-                    *(vec*)part = acc[a][b];
-                    for (int l = 0; l < W; ++l) sum += part[l];
-                    out[(i + a) * ld + j + b] += sum;
-                }
+            double sum[MR * 4];
+            UNROLL for (int a = 0; a < MR * 4; a += W) S::store(sum + a, S::totals(acc + a));
+            for (i64 a = 0; a < ni; ++a)
+                for (i64 b = 0; b < nj; ++b) out[(i + a) * ld + j + b] += sum[4 * a + b];
         }
 }
 
+// The pass over the means of a tile, STEPS times at once.
 template <int LANES>
 struct MeanGradient {
-    static constexpr i64 STEPS = 32;  // outer products are summed over this many steps at a time
     const Context& c;
     const Layout& layout;
-    const i64 g, tile, n, p, ld, pad_n;  // pad_n: doubles of a mean of all lanes
-    System system;
+    const i64 g, n, p, ld, size, wide;  // doubles of a mean, of an innovation
+    Motion<LANES> motion;
     Sums sums;
-    i64 active[LANES], index[LANES];
-    // blocks of steps: lambda- (x) beside the filtered mean before it (y), w beside the predicted mean (mp), e beside
-    // g e and lambda (lam)
-    double *lambda, *x, *y, *w, *mp, *es, *lam, *ges, *w_q, *mean, *weights;
-    double *b, *d, *weight;  // sums of a lane: of lambda-, of -w, of g
-    i64 moved = 0, seen = 0, summed = 0, summed_slot = 0;
+    i64 index[LANES];  // of the series; -1 = there is none
+    const double* upstream[LANES]; // gradient of its log-likelihoods,
+    i64 upstream_t = 0;            // whose times are so far apart
+    const double zero = 0;
+    double *predicted, *filtered;  // means of each time of the block
+    double *lambda;   // of each time from the one before the block on
+    double *ahead;    // lambda- of each time to the one after the block, 0 where the state does not move into it
+    double *w, *ge;   // -w and g e of each time
+    double *weight;   // g of each time
+    double *w_q;
+    double *b, *d;    // sums of a lane: of lambda-, of -w
 
-    MeanGradient(const Context& context, const Layout& l, i64 group, i64 tile_index, Arena& arena, const Sums& into)
-        : c(context), layout(l), g(group), tile(tile_index), n(c.n), p(c.p), ld(c.ld),
-          pad_n(LANES == 1 ? c.ld : c.n * LANES), system(context, group, arena), sums(into) {
-        lambda = arena.doubles(pad_n); mean = arena.doubles(pad_n);
-        x = arena.doubles(STEPS * n * LANES); y = arena.doubles(STEPS * pad_n);
-        w = arena.doubles(STEPS * p * LANES); mp = arena.doubles(STEPS * pad_n);
-        es = arena.doubles(STEPS * p * LANES); ges = arena.doubles(STEPS * p * LANES); lam = arena.doubles(STEPS * pad_n);
-        w_q = arena.doubles(p * LANES); weights = arena.doubles(LANES);
-        b = arena.doubles(n * LANES); d = arena.doubles(p * LANES); weight = arena.doubles(LANES);
-        for (int i = 0; i < LANES; ++i) {
-            const i64 real = tile * LANES + i;
-            active[i] = c.length(g, real);
-            index[i] = real < c.a.series ? g * c.a.series + real : -1;
+    MeanGradient(const Context& context, const Layout& l, i64 group, i64 tile, Arena& arena, const Sums& into)
+        : c(context), layout(l), g(group), n(c.n), p(c.p), ld(c.ld), size(LANES == 1 ? c.ld : c.n * LANES),
+          wide(c.p * LANES), motion(context, group, tile, arena), sums(into) {
+        predicted = arena.doubles(STEPS * size); filtered = arena.doubles(STEPS * size);
+        lambda = arena.doubles((STEPS + 1) * size); ahead = arena.doubles((STEPS + 1) * size);
+        w = arena.doubles(STEPS * wide); ge = arena.doubles(STEPS * wide); weight = arena.doubles(STEPS * LANES);
+        w_q = arena.doubles(wide);
+        b = arena.doubles(n * LANES); d = arena.doubles(wide);
+        for (int l = 0; l < LANES; ++l) {
+            const i64 real = tile * LANES + l;
+            index[l] = real < c.a.series ? g * c.a.series + real : -1;
+            upstream[l] = &zero;
+            if (!c.a.grad_log_likelihood) continue;
+            upstream[l] = c.a.grad_log_likelihood + g * c.a.grad_g + (real < c.a.series ? real : 0) * c.a.grad_i;
+            upstream_t = c.a.grad_t;
         }
     }
-    void add_upstream(const double* grad, i64 t) {
+    // record(t)
+    template <class Records>
+    void run(const Records& record, double* tape) {
+        const KalmanArgs& a = c.a;
+        for (i64 stop = c.times; stop > 0;) {
+            const i64 start = (stop - 1) / STEPS * STEPS;
+            if (a.grad_F || a.grad_H) restore(record, tape, start, stop);
+            for (int l = 0; l < LANES; ++l)
+                for (i64 t = start; t < stop; ++t)
+                    weight[(t - start) * LANES + l] = t < motion.active[l] ? upstream[l][t * upstream_t] : 0;
+            for (i64 t = stop - 1; t >= start; --t) {
+                const i64 k = t - start;
+                double *now = lambda + (k + 1) * size, *minus = ahead + k * size;
+                add_upstream(now, a.grad_filtered_mean, t);
+                copy(minus, now, size);
+                observe(t, k, record(t), c.innovation(tape, t), now, minus);
+                add_upstream(minus, a.grad_predicted_mean, t);
+                if (t == 0) spread(a.grad_m, minus, n);
+                move(t, minus, lambda + k * size);
+            }
+            sum(start, stop, c.innovation(tape, start));
+            copy(lambda + STEPS * size, lambda, size);
+            copy(ahead + STEPS * size, ahead, size);
+            stop = start;
+        }
+        spread(a.grad_b_sum, b, n); spread(a.grad_d_sum, d, p);
+    }
+    // The means of a block, from what is kept of them.
+    template <class Records>
+    void restore(const Records& record, double* tape, i64 start, i64 stop) {
+        for (i64 t = start; t < stop; ++t) {
+            const i64 k = t - start;
+            double *ahead_of = predicted + k * size, *mean = filtered + k * size;
+            if (LANES == 1 || k == 0) copy(ahead_of, c.kept_mean(tape, t), n * LANES);
+            else motion.predict(t, mean - size, ahead_of);
+            motion.update(record(t), ahead_of, c.innovation(tape, t), mean);
+        }
+    }
+    void add_upstream(double* to, const double* grad, i64 t) const {
         if (!grad) return;
         for (int l = 0; l < LANES; ++l)
             if (index[l] >= 0)
-                for (i64 j = 0; j < n; ++j) lambda[j * LANES + l] += grad[(index[l] * c.times + t) * n + j];
+                for (i64 j = 0; j < n; ++j) to[j * LANES + l] += grad[(index[l] * c.times + t) * n + j];
     }
-    void flush_moves(i64 t) {
-        if (moved) outer<LANES>(sums.F + t * layout.F, x, y, n, n, ld, moved);
-        moved = 0;
-    }
-    void flush_seen(i64 s) {
-        if (seen) {
-            double* H = sums.H + s * layout.H;
-            for (i64 i = 0; i < seen * p * LANES; ++i) w[i] = -w[i];
-            outer<LANES>(H, w, mp, p, n, ld, seen);
-        }
-        seen = 0;
-    }
-    void flush_sums(i64 slot) {
-        if (summed) {
-            outer<LANES>(sums.C + slot * p * ld, es, lam, p, n, ld, summed);
-            double* U = sums.U + slot * p * p;
-            if (LANES > 1) outer<LANES>(U, ges, es, p, p, p, summed);
-            else
-                for (i64 k = 0; k < summed; ++k)
-                    for (i64 r = 0; r < p; ++r)
-                        for (i64 q = 0; q < p; ++q) U[r * p + q] += ges[k * p + r] * es[k * p + q];
-            for (int l = 0; l < LANES; ++l) sums.weight[slot] += weight[l];
-            for (int l = 0; l < LANES; ++l) weight[l] = 0;
-        }
-        summed = 0;
-    }
-
-    // record(t), tape(t)
-    template <class Records>
-    void run(const Records& record, const double* tape) {
-        const KalmanArgs& a = c.a;
-        bool pending = false;  // lambda- of the move into t + 1 waits in x for the mean of time t
-        for (i64 t = c.times - 1; t >= 0; --t) {
-            if (t >= AHEAD) fetch(tape + (t - AHEAD) * c.mean_record, c.mean_record);
-            const double *rec = record(t), *now = tape + t * c.mean_record, *e = now + n * LANES;
-            const i64 q = (i64)rec[c.at_rows];
-            const double* E = rec + c.at_E;
-            // the filtered mean of time t
-            if (pending) {
-                for (i64 j = 0; j < n * LANES; ++j) mean[j] = now[j];
-                if (q) {
-                    if (LANES == 1) product<true>(mean, e, 0, 1, E, 1, q, ld);
-                    else columns<(LANES == 1 ? 4 : LANES), true>(mean, LANES, E, 1, ld, e, LANES, n, q);
-                }
-            }
-            if (pending) {
-                std::memcpy(y + moved * pad_n, mean, sizeof(double) * (size_t)pad_n);
-                if (++moved == STEPS || layout.F) flush_moves(t);
-                pending = false;
-            }
-            add_upstream(a.grad_filtered_mean, t);
-            if (q) observe(t, q, rec, now, e);
-            add_upstream(a.grad_predicted_mean, t);
-            if (c.moves(g, t)) pending = move(t);
-        }
-        flush_moves(0); flush_seen(0); flush_sums(summed_slot);
-        spread(a.grad_m, lambda, n); spread(a.grad_b_sum, b, n); spread(a.grad_d_sum, d, p);
-    }
-
     // Lanes to their series.
-    void spread(double* to, const double* from, i64 size) {
+    void spread(double* to, const double* from, i64 rows) const {
         for (int l = 0; to && l < LANES; ++l)
             if (index[l] >= 0)
-                for (i64 j = 0; j < size; ++j) to[index[l] * size + j] = from[j * LANES + l];
+                for (i64 j = 0; j < rows; ++j) to[index[l] * rows + j] = from[j * LANES + l];
     }
 
-    void observe(i64 t, i64 q, const double* rec, const double* now, const double* e) {
+    // `minus` is lambda at first, and then lambda-.
+    void observe(i64 t, i64 k, const double* rec, const double* e, const double* now, double* minus) {
         const KalmanArgs& a = c.a;
+        const i64 q = (i64)rec[c.at_rows];
+        double *w_t = w + k * wide, *ge_t = ge + k * wide, *g_t = weight + k * LANES;
+        if (q < p) { clear(w_t, wide); clear(ge_t, wide); }
+        if (q == 0) { clear(g_t, LANES); return; }
         const double *E = rec + c.at_E, *W = rec + c.at_W;
-        const i64 s = c.seen_at[(size_t)t], slot = t < layout.rest ? t : layout.rest;
-        system.observe(t, false);
-        if (summed == STEPS || slot != summed_slot) flush_sums(summed_slot);
-        summed_slot = slot;
-        if (seen == STEPS) flush_seen(0);
-        double *e_t = es + summed * p * LANES, *ge_t = ges + summed * p * LANES, *w_t = w + seen * p * LANES;
-        for (i64 i = 0; i < p * LANES; ++i) e_t[i] = ge_t[i] = w_t[i] = 0;
-        for (int l = 0; l < LANES; ++l) {
-            weights[l] = t < active[l] && index[l] >= 0 && a.grad_log_likelihood
-                             ? a.grad_log_likelihood[index[l] * c.times + t] : 0;
+        const i64 s = c.seen_at[(size_t)t];
+        const System& system = motion.system;
+        motion.system.observe(t, false);
+        const bool all = motion.all_active(t);
+        double now_weight[LANES];
+        for (int l = 0; l < LANES; ++l) now_weight[l] = g_t[l];
+        for (i64 r = 0; r < q; ++r) {
+            double both[LANES];
+            for (int l = 0; l < LANES; ++l) both[l] = now_weight[l] * e[r * LANES + l];
+            for (int l = 0; l < LANES; ++l) ge_t[r * LANES + l] = both[l];
         }
-        for (int l = 0; l < LANES; ++l) weight[l] += weights[l];
-        for (i64 r = 0; r < q; ++r)
-            for (int l = 0; l < LANES; ++l) {
-                e_t[r * LANES + l] = e[r * LANES + l];
-                ge_t[r * LANES + l] = weights[l] * e[r * LANES + l];
-            }
         // w = W' (E lambda - g e)
         if (LANES == 1)
-            for (i64 r = 0; r < q; ++r) w_q[r] = dot(E + r * ld, lambda, ld);
-        else columns<(LANES == 1 ? 4 : LANES), false>(w_q, LANES, E, ld, 1, lambda, LANES, q, n);
+            for (i64 r = 0; r < q; ++r) w_q[r] = dot(E + r * ld, now, ld);
+        else columns<(LANES == 1 ? 4 : LANES), false>(w_q, LANES, E, ld, 1, now, LANES, q, n);
         for (i64 r = 0; r < q; ++r) {
-            double sum[LANES];
-            for (int l = 0; l < LANES; ++l) sum[l] = 0;
-            for (i64 k = r; k < q; ++k)
-                for (int l = 0; l < LANES; ++l) sum[l] += W[k * p + r] * (w_q[k * LANES + l] - ge_t[k * LANES + l]);
-            for (int l = 0; l < LANES; ++l) w_q[r * LANES + l] = sum[l];
+            double total[LANES];
+            for (int l = 0; l < LANES; ++l) total[l] = 0;
+            for (i64 j = r; j < q; ++j)
+                for (int l = 0; l < LANES; ++l) total[l] += W[j * p + r] * (w_q[j * LANES + l] - ge_t[j * LANES + l]);
+            for (int l = 0; l < LANES; ++l) w_q[r * LANES + l] = -total[l];
         }
-        bool all = true;
-        for (int l = 0; l < LANES; ++l) all = all && t < active[l];
-        if (!all)
-            for (int l = 0; l < LANES; ++l)
-                if (t >= active[l])
-                    for (i64 r = 0; r < q; ++r) w_q[r * LANES + l] = e_t[r * LANES + l] = 0;
-        std::memcpy(lam + summed * pad_n, lambda, sizeof(double) * (size_t)pad_n);
+        if (!all) motion.keep_still(t, w_q, nullptr, q);
         for (i64 r = 0; r < q; ++r) {
             const i64 row = system.rows[r];
-            for (int l = 0; l < LANES; ++l) {
-                const double value = w_q[r * LANES + l];
-                w_t[row * LANES + l] = value;
-                d[row * LANES + l] -= value;
-            }
+            double now_w[LANES];
+            for (int l = 0; l < LANES; ++l) now_w[l] = w_q[r * LANES + l];
+            for (int l = 0; l < LANES; ++l) w_t[row * LANES + l] = now_w[l];
+            for (int l = 0; l < LANES; ++l) d[row * LANES + l] += now_w[l];
             if (a.grad_y)
                 for (int l = 0; l < LANES; ++l)
-                    if (index[l] >= 0) a.grad_y[(index[l] * a.seen + s) * p + row] = w_q[r * LANES + l];
-        }
-        ++summed;
-        if (a.grad_H) {
-            if (LANES == 1) for (i64 j = 0; j < ld; ++j) mp[seen * pad_n + j] = j < n ? now[j] : 0;
-            else std::memcpy(mp + seen * pad_n, now, sizeof(double) * (size_t)(n * LANES));
-            ++seen;
-            if (layout.H) flush_seen(s);
+                    if (index[l] >= 0) a.grad_y[(index[l] * a.seen + s) * p + row] = -w_q[r * LANES + l];
         }
         // lambda- = lambda - H' w
-        for (i64 i = 0; i < q * LANES; ++i) w_q[i] = -w_q[i];
-        if (LANES == 1) product<true>(lambda, w_q, 0, 1, system.H, 1, q, ld);
-        else columns<(LANES == 1 ? 4 : LANES), true>(lambda, LANES, system.H, 1, ld, w_q, LANES, n, q);
+        if (LANES == 1) product<true>(minus, w_q, 0, 1, system.H, 1, q, ld);
+        else columns<(LANES == 1 ? 4 : LANES), true>(minus, LANES, system.H, 1, ld, w_q, LANES, n, q);
     }
 
-    // lambda of time t - 1; the part of series that stand still passes through.
-    bool move(i64 t) {
+    // lambda of time t - 1 from lambda- of time t, of which remains what F, b and Q feel: nothing where nothing moves.
+    void move(i64 t, double* minus, double* before) {
         const KalmanArgs& a = c.a;
-        system.move(t, false);
-        double* before = x + moved * n * LANES;
-        std::memcpy(before, lambda, sizeof(double) * (size_t)(n * LANES));
-        bool all = true;
-        for (int l = 0; l < LANES; ++l) all = all && t < active[l];
-        if (!all)
-            for (int l = 0; l < LANES; ++l)
-                if (t >= active[l])
-                    for (i64 j = 0; j < n; ++j) before[j * LANES + l] = 0;
-        for (i64 j = 0; j < n * LANES; ++j) b[j] += before[j];
+        if (!c.moves(g, t)) {
+            copy(before, minus, size);
+            clear(minus, size);
+            return;
+        }
+        if (LANES == 1) {
+            motion.system.move(t, false);
+            for (i64 j = 0; j < n; ++j) before[j] = dot(motion.system.FT + j * ld, minus, ld);
+        } else {
+            columns<(LANES == 1 ? 4 : LANES), false>(before, LANES, motion.system.dense_F(t), 1, n, minus, LANES, n, n);
+        }
+        if (!motion.all_active(t)) {
+            motion.keep_still(t, before, minus, n);
+            motion.keep_still(t, minus, nullptr, n);
+        }
+        for (i64 j = 0; j < n * LANES; ++j) b[j] += minus[j];
         if (a.grad_b)
             for (int l = 0; l < LANES; ++l)
                 if (index[l] >= 0)
                     for (i64 j = 0; j < n; ++j)
-                        a.grad_b[(index[l] * (c.times - 1) + t - 1) * n + j] = before[j * LANES + l];
-        if (LANES == 1) {
-            if (!all) return a.grad_F != nullptr;
-            for (i64 j = 0; j < n; ++j) lambda[j] = dot(system.FT + j * ld, pad_row(before), ld);
-        } else {
-            double* moved_back = mean;  // scratch: the mean of time t was used above
-            columns<(LANES == 1 ? 4 : LANES), false>(moved_back, LANES, system.FT, ld, 1, before, LANES, n, n);
-            for (int l = 0; l < LANES; ++l)
-                if (t < active[l])
-                    for (i64 j = 0; j < n; ++j) lambda[j * LANES + l] = moved_back[j * LANES + l];
-        }
-        return a.grad_F != nullptr;
+                        a.grad_b[(index[l] * (c.times - 1) + t - 1) * n + j] = minus[j * LANES + l];
     }
-    const double* pad_row(const double* row) {
-        for (i64 j = 0; j < n; ++j) mean[j] = row[j];
-        return mean;
+
+    // The outer products of a block.
+    void sum(i64 start, i64 stop, const double* e) {
+        const KalmanArgs& a = c.a;
+        const i64 count = stop - start, each_F = layout.F ? 1 : count, each_H = layout.H ? 1 : count;
+        for (i64 k = 0; a.grad_F && k < count; k += each_F)
+            if (!layout.F || start + k + 1 < c.times)
+                outer<LANES>(sums.F + (start + k) * layout.F, ahead + (k + 1) * size, size, filtered + k * size, n, n, ld, each_F);
+        for (i64 k = 0; a.grad_H && k < count; k += each_H) {
+            const i64 s = c.seen_at[(size_t)(start + k)];
+            if (!layout.H || s >= 0)
+                outer<LANES>(sums.H + s * layout.H, w + k * wide, wide, predicted + k * size, p, n, ld, each_H);
+        }
+        for (i64 k = 0, steps; k < count; k += steps) {
+            const bool alone = start + k < layout.rest;
+            const i64 slot = alone ? start + k : layout.rest;
+            steps = alone ? 1 : count - k;
+            if (alone && c.seen_at[(size_t)slot] < 0) continue;
+            outer<LANES>(sums.C + slot * p * ld, e + k * wide, wide, lambda + (k + 1) * size, p, n, ld, steps);
+            double* U = sums.U + slot * p * p;
+            if (LANES > 1) outer<LANES>(U, ge + k * wide, wide, e + k * wide, p, p, p, steps);
+            else
+                for (i64 j = k; j < k + steps; ++j)
+                    for (i64 r = 0; r < p; ++r)
+                        for (i64 m = 0; m < p; ++m) U[r * p + m] += ge[j * p + r] * e[j * p + m];
+            double total = 0;
+            for (i64 j = k * LANES; j < (k + steps) * LANES; ++j) total += weight[j];
+            sums.weight[slot] += total;
+        }
     }
 };

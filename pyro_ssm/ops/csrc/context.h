@@ -1,6 +1,7 @@
 // What every pass needs to know: sizes, where things stand on the tape, scratch memory.
 
 constexpr i64 BLOCK = 64;  // times in a block: covariances first, then the means of every tile
+constexpr i64 STEPS = 32;  // times that the means go back over at once: what they need of them stays in the first cache
 
 // Scratch memory, zeroed; freed at the end of the scope. (A list of its own: a std::vector here would put code for this
 // instruction set into a function that the linker shares with all others.)
@@ -28,7 +29,7 @@ class Arena {
 // whether P (n x ld) follows: where it does not, it is P- - E' E. The gain is K = E' W: innovations are whitened first, e = W v, which keeps the digits of a vague prior.
 struct Context {
     const KalmanArgs& a;
-    i64 n, p, times, ld, lanes, tiles, record, mean_record;
+    i64 n, p, times, ld, lanes, tiles, record, kept_every, tile_size;
     i64 at_E, at_W, at_constant, at_rows, at_exact, at_P;
     std::vector<i64> seen_at;  // index of the observation at each time, or -1
 
@@ -39,17 +40,22 @@ struct Context {
         at_E = n * ld; at_W = at_E + p * ld; at_constant = at_W + p * p; at_rows = at_constant + 1;
         at_exact = at_rows + 1; at_P = (at_exact + 8) / 8 * 8;
         record = at_P + (n * ld + 7) / 8 * 8;
-        mean_record = (n + p) * lanes;
+        // Eight series are quicker filtered again, over a few times at once, than their means are fetched.
+        kept_every = lanes == 1 ? 1 : STEPS;
+        tile_size = ((times + kept_every - 1) / kept_every * n + times * p) * lanes;
         seen_at.assign((size_t)times, -1);
         for (i64 s = 0; s < a.seen; ++s) seen_at[(size_t)(a.at ? a.at[s] : s)] = s;
     }
-    // Tape: for each group the time from which its covariance stands still, then its records; then the means.
-    i64 tape_size() const { return a.groups * (8 + times * record) + a.groups * tiles * times * mean_record; }
+    // Tape: for each group the time from which its covariance stands still, then its records; then for each tile the
+    // predicted means of every `kept_every`th time, and the whitened innovations of all times.
+    i64 tape_size() const { return a.groups * (8 + times * record + tiles * tile_size); }
     double* settled(double* tape, i64 g) const { return tape + g * 8; }
     double* records(double* tape, i64 g) const { return tape + a.groups * 8 + g * times * record; }
-    double* means(double* tape, i64 g, i64 tile) const {
-        return tape + a.groups * (8 + times * record) + (g * tiles + tile) * times * mean_record;
+    double* of_tile(double* tape, i64 g, i64 tile) const {
+        return tape + a.groups * (8 + times * record) + (g * tiles + tile) * tile_size;
     }
+    double* kept_mean(double* of_tile, i64 t) const { return of_tile + t / kept_every * n * lanes; }
+    double* innovation(double* of_tile, i64 t) const { return of_tile + tile_size - (times - t) * p * lanes; }
     bool moves(i64 g, i64 t) const { return t > 0 && (!a.move || a.move[g * a.move_g + t]); }
     // The rows observed at time t, into `rows`; their number.
     i64 rows_seen(i64 g, i64 t, i64* rows) const {
@@ -89,7 +95,7 @@ static KalmanArgs group_of(KalmanArgs a, i64 g) {
     by(a.log_likelihood, all * a.times);
     by(a.filtered_mean, all * a.times * a.n); by(a.predicted_mean, all * a.times * a.n);
     by(a.filtered_root, g * a.times * a.n * a.n); by(a.predicted_root, g * a.times * a.n * a.n);
-    by(a.grad_log_likelihood, all * a.times);
+    by(a.grad_log_likelihood, g * a.grad_g);
     by(a.grad_filtered_mean, all * a.times * a.n); by(a.grad_predicted_mean, all * a.times * a.n);
     by(a.grad_y, all * a.seen * a.p); by(a.grad_m, all * a.n); by(a.grad_b, all * moves * a.n);
     by(a.grad_b_sum, all * a.n); by(a.grad_d_sum, all * a.p);

@@ -1,34 +1,88 @@
 // The filter: covariances of a block of times, then the means of every tile of series over that block.
 
-// One series, or eight side by side (`LANES`), through the times of a block.
+// How the means of one series move, or of eight side by side (`LANES`): of one they are padded to ld, of eight n x 8.
+template <int LANES>
+struct Motion {
+    const Context& c;
+    const i64 g, n, ld, size;  // size: doubles of a mean
+    System system;
+    i64 active[LANES];  // from this time on a series stands still
+    const double* b[LANES];
+    double* shift;      // b of all lanes
+
+    Motion(const Context& context, i64 group, i64 tile, Arena& arena)
+        : c(context), g(group), n(c.n), ld(c.ld), size(LANES == 1 ? c.ld : c.n * LANES), system(context, group, arena) {
+        for (int l = 0; l < LANES; ++l) {
+            const i64 real = tile * LANES + l, i = real < c.a.series ? real : c.a.series - 1;
+            active[l] = c.length(g, real);
+            b[l] = c.a.b + g * c.a.b_g + i * c.a.b_i;
+        }
+        shift = arena.doubles(size);
+        if (c.times > 1) read_shift(0);
+    }
+    void read_shift(i64 at) {
+        for (i64 j = 0; j < n; ++j)
+            for (int l = 0; l < LANES; ++l) shift[j * LANES + l] = b[l][at + j];
+    }
+    bool all_active(i64 t) const {
+        bool all = true;
+        for (int l = 0; l < LANES; ++l) all = all && t < active[l];
+        return all;
+    }
+    // x (rows x LANES) of a series that stands still is that of `before`, or zero.
+    void keep_still(i64 t, double* x, const double* before, i64 rows) const {
+        for (int l = 0; l < LANES; ++l)
+            if (t >= active[l])
+                for (i64 j = 0; j < rows; ++j) x[j * LANES + l] = before ? before[j * LANES + l] : 0;
+    }
+    // predicted = F mean + b into time t, or mean
+    void predict(i64 t, const double* mean, double* predicted) {
+        if (!c.moves(g, t)) {
+            copy(predicted, mean, size);
+            return;
+        }
+        if (c.a.b_t) read_shift((t - 1) * c.a.b_t);
+        copy(predicted, shift, size);
+        if (LANES == 1) {
+            system.move(t, false);
+            product<true>(predicted, mean, 0, 1, system.FT, 1, n, ld);
+        } else {
+            columns<(LANES == 1 ? 4 : LANES), true>(predicted, LANES, system.dense_F(t), n, 1, mean, LANES, n, n);
+        }
+        if (!all_active(t)) keep_still(t, predicted, mean, n);
+    }
+    // mean = predicted + E' e
+    void update(const double* record, const double* predicted, const double* e, double* mean) const {
+        const i64 q = (i64)record[c.at_rows];
+        const double* E = record + c.at_E;
+        copy(mean, predicted, size);
+        if (q == 0) return;
+        if (LANES == 1) product<true>(mean, e, 0, 1, E, 1, q, ld);
+        else columns<(LANES == 1 ? 4 : LANES), true>(mean, LANES, E, 1, ld, e, LANES, n, q);
+    }
+};
+
+// The filter of the means of a tile.
 template <int LANES>
 struct Means {
     const Context& c;
-    const i64 g, tile, n, p, ld, width;
-    System system;
-    i64 active[LANES];
-    double *mean, *predicted, *v, *e, *wide;
+    const i64 g, n, p, ld;
+    Motion<LANES> motion;
+    double *mean, *predicted, *v, *e;
     const double* y[LANES];
     const double* d[LANES];
-    const double* b[LANES];
     double* out[3][LANES];  // log-likelihood, filtered mean, predicted mean
 
-    Means(const Context& context, i64 group, i64 tile_index, Arena& arena)
-        : c(context), g(group), tile(tile_index), n(c.n), p(c.p), ld(c.ld), width(LANES == 1 ? c.ld : LANES),
-          system(context, group, arena) {
+    Means(const Context& context, i64 group, i64 tile, Arena& arena)
+        : c(context), g(group), n(c.n), p(c.p), ld(c.ld), motion(context, group, tile, arena) {
         const KalmanArgs& a = c.a;
-        // One series: vectors padded to ld. Eight: n x 8.
-        mean = arena.doubles(LANES == 1 ? ld : n * LANES);
-        predicted = arena.doubles(LANES == 1 ? ld : n * LANES);
+        mean = arena.doubles(motion.size); predicted = arena.doubles(motion.size);
         v = arena.doubles(p * LANES); e = arena.doubles(p * LANES);
-        wide = arena.doubles(n * LANES);
         double* results[3] = {a.log_likelihood, a.filtered_mean, a.predicted_mean};
         for (int l = 0; l < LANES; ++l) {
             const i64 real = tile * LANES + l, i = real < a.series ? real : a.series - 1;
-            active[l] = c.length(g, real);
             y[l] = a.y + g * a.y_g + i * a.y_i;
             d[l] = a.d + g * a.d_g + i * a.d_i;
-            b[l] = a.b + g * a.b_g + i * a.b_i;
             for (int r = 0; r < 3; ++r)
                 out[r][l] = results[r] && real < a.series ? results[r] + (g * a.series + i) * c.times * (r ? n : 1) : nullptr;
             const double* m = a.m + g * a.m_g + i * a.m_i;
@@ -40,40 +94,17 @@ struct Means {
             if (out[which][l])
                 for (i64 j = 0; j < n; ++j) out[which][l][t * n + j] = x[j * LANES + l];
     }
-    // x stays where a series stands still.
-    void keep_still(i64 t, double* now, const double* before, i64 size) {
-        for (int l = 0; l < LANES; ++l)
-            if (t >= active[l])
-                for (i64 j = 0; j < size; ++j) now[j * LANES + l] = before ? before[j * LANES + l] : 0;
-    }
-    void step(i64 t, const double* record, double* tape) {
-        const KalmanArgs& a = c.a;
-        bool all = true;
-        for (int l = 0; l < LANES; ++l) all = all && t < active[l];
-        if (c.moves(g, t)) {
-            system.move(t, false);
-            if (LANES == 1) {
-                for (i64 j = 0; j < ld; ++j) predicted[j] = 0;
-                for (i64 j = 0; j < n; ++j) predicted[j] = b[0][(t - 1) * a.b_t + j];
-                product<true>(predicted, mean, 0, 1, system.FT, 1, n, ld);
-            } else {
-                for (i64 j = 0; j < n; ++j)
-                    for (int l = 0; l < LANES; ++l) predicted[j * LANES + l] = b[l][(t - 1) * a.b_t + j];
-                columns<(LANES == 1 ? 4 : LANES), true>(predicted, LANES, system.dense_F(t), n, 1, mean, LANES, n, n);
-            }
-            if (!all) keep_still(t, predicted, mean, n);
-        } else {
-            for (i64 j = 0; j < n * LANES; ++j) predicted[j] = mean[j];
-        }
+    void step(i64 t, const double* record, double* of_tile) {
+        motion.predict(t, mean, predicted);
         if (out[2][0]) write(2, t, predicted);
         const i64 q = (i64)record[c.at_rows];
         double value[LANES];
         for (int l = 0; l < LANES; ++l) value[l] = 0;
-        for (i64 j = 0; j < n * LANES; ++j) mean[j] = predicted[j];
         if (q > 0) {
-            system.observe(t, false);
+            motion.system.observe(t, false);
             innovate(t, q);
-            if (!all) keep_still(t, v, nullptr, q);
+            const bool all = motion.all_active(t);
+            if (!all) motion.keep_still(t, v, nullptr, q);
             const double* W = record + c.at_W;
             for (i64 r = 0; r < q; ++r) {
                 double sum[LANES];
@@ -85,24 +116,24 @@ struct Means {
                     e[r * LANES + l] = sum[l];
                 }
             }
-            const double* E = record + c.at_E;
-            if (LANES == 1) product<true>(mean, e, 0, 1, E, 1, q, ld);
-            else columns<(LANES == 1 ? 4 : LANES), true>(mean, LANES, E, 1, ld, e, LANES, n, q);
             const double constant = record[c.at_constant];
-            for (int l = 0; l < LANES; ++l) value[l] = t < active[l] ? constant - 0.5 * value[l] : 0;
+            for (int l = 0; l < LANES; ++l) value[l] = constant - 0.5 * value[l];
+            if (!all) motion.keep_still(t, value, nullptr, 1);
         }
+        motion.update(record, predicted, e, mean);
         if (out[0][0])
             for (int l = 0; l < LANES; ++l)
                 if (out[0][l]) out[0][l][t] = value[l];
         if (out[1][0]) write(1, t, mean);
-        if (tape) {
-            for (i64 j = 0; j < n * LANES; ++j) tape[j] = predicted[j];
-            for (i64 j = 0; j < q * LANES; ++j) tape[n * LANES + j] = e[j];
-        }
+        if (!of_tile) return;
+        if (t % c.kept_every == 0) copy(c.kept_mean(of_tile, t), predicted, n * LANES);
+        double* kept = c.innovation(of_tile, t);  // of rows that are not seen: zero
+        for (i64 j = 0; j < p * LANES; ++j) kept[j] = j < q * LANES ? e[j] : 0;
     }
     // v = y - d - H m-
     void innovate(i64 t, i64 q) {
         const KalmanArgs& a = c.a;
+        const System& system = motion.system;
         const i64 s = c.seen_at[(size_t)t];
         if (LANES == 1) {
             for (i64 r = 0; r < q; ++r) {
@@ -187,7 +218,7 @@ struct Forward {
             auto work = [&](i64 begin, i64 end) {
                 for (i64 i = begin; i < end; ++i)
                     for (i64 t = start; t < stop; ++t)
-                        tiles[(size_t)i]->step(t, record(t), tape ? c.means(tape, g, i) + t * c.mean_record : nullptr);
+                        tiles[(size_t)i]->step(t, record(t), tape ? c.of_tile(tape, g, i) : nullptr);
             };
             parallel(c.n * c.n * (stop - start) > 2048 ? threads : nullptr, c.tiles, 2, work);
         }

@@ -165,7 +165,7 @@ struct Backward {
                     for (i64 tile = k; tile < c.tiles; tile += chunks) {
                         Arena scratch;
                         MeanGradient<LANES> pass(c, layout, g, tile, scratch, parts[(size_t)k]);
-                        pass.run([this](i64 t) { return record(t); }, c.means(c.a.tape, g, tile));
+                        pass.run([this](i64 t) { return record(t); }, c.of_tile(c.a.tape, g, tile));
                     }
                 } catch (const std::bad_alloc&) { no_memory[k] = true; }
             }

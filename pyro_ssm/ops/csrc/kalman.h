@@ -34,8 +34,8 @@ struct KalmanArgs {
                                             // = filter again, a group at a time
     i64* failed;                            // (2): group and time of a singular innovation covariance
     void* parallel_for;                     // torch_parallel_for, or null for one thread
-    // backward: gradients of the results, contiguous; null = zero
-    const double* grad_log_likelihood;
+    // backward: gradients of the results, contiguous but for the first; null = zero
+    const double* grad_log_likelihood; i64 grad_g, grad_i, grad_t;  // strides, which may be 0
     const double* grad_filtered_mean;
     const double* grad_predicted_mean;
     // backward: gradients of the arguments. Null = not wanted. Where a stride of the argument is 0, its gradient is

@@ -3,6 +3,7 @@
 #if !defined(PYRO_SSM_SYSTEM_HEADERS)
 #define PYRO_SSM_SYSTEM_HEADERS
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -11,8 +12,10 @@
 
 #include "kalman.h"
 #else
+#define PYRO_SSM_BYTES (8 * PYRO_SSM_WIDTH)
 namespace PYRO_SSM_ISA {
 namespace {
+#include "simd.h"
 #include "matrix.h"
 #include "parallel.h"
 #include "context.h"

@@ -125,6 +125,9 @@ INLINE double dot(const double* __restrict x, const double* __restrict y, i64 ld
     return (part[0] + part[2]) + (part[1] + part[3]);
 }
 
+INLINE void copy(double* to, const double* from, i64 count) { std::memcpy(to, from, sizeof(double) * (size_t)count); }
+INLINE void clear(double* to, i64 count) { std::memset(to, 0, sizeof(double) * (size_t)count); }
+
 INLINE void add(double* __restrict to, const double* __restrict from, i64 count) {
     for (i64 i = 0; i < count; ++i) to[i] += from[i];
 }
