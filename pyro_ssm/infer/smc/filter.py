@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_ssm.infer.smc.affine_run import affine_run
 from pyro_ssm.infer.smc.check import check_evidence, check_states, warn_of_collapse, warn_of_look_ahead
 from pyro_ssm.infer.smc.collectors.base import Collector
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
@@ -118,10 +119,19 @@ def particle_filter(
             raise ValueError("`quasi_random` brings its own noise and resampling: leave `noise` and `resampling` out")
         noise, resampling, ess_threshold = QuasiRandom(), OrderedResampling(), 1.0
     warn_of_look_ahead(fk, ess_threshold)
+    resampling, noise = resampling_of(resampling), noise or PseudoRandom()
 
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-        stepper = Stepper(fk, num_particles, resampling_of(resampling), ess_threshold, noise or PseudoRandom())
-        stepper.noise.restart(None if start is None else fk.state(start.particles).shape[-1])
+        noise.restart(None if start is None else fk.state(start.particles).shape[-1])
+        if start is None and not collectors:
+            run = affine_run(fk, num_particles, resampling, ess_threshold, noise)
+            if run is not None:
+                check_evidence(fk, run.log_likelihood)
+                check_states(fk, run.cloud)
+                warn_of_collapse(fk, run.ess, num_particles)
+                return ParticleFiltered(run.log_likelihood, run.cloud, run.ess, run.resampled, {})
+            noise.restart()
+        stepper = Stepper(fk, num_particles, resampling, ess_threshold, noise)
         for collector in collectors:
             collector.start(fk, num_particles)
         increments, sizes, resampled = [], [], []

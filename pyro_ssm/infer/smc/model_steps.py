@@ -133,11 +133,19 @@ class ModelSteps:
 
     def log_observation(self, k: int, state: Tensor, summary: Tensor | None) -> Tensor:
         """:math:`\\log p(y_k \\mid z_k, m'_k)`, ``(N, *batch)``; exactly 0 for what was not observed."""
-        j = self.observed_at.get(k)
-        if j is None:
+        if k not in self.observed_at:
             return state.new_zeros(())
+        return log_density(*self.observed(k, state, summary))
+
+    def observed(self, k: int, state: Tensor, summary: Tensor | None = None) -> tuple[Any, Tensor, Tensor | None]:
+        """The law of :math:`y_k`, what was seen, and its mask (None where all was), at an observed step."""
+        j = self.observed_at[k]
         law = self.model.emission(state, self._times[k], self._input(k), memory=summary)
-        return log_density(law, self._values[j], None if self._full[j] else self._masks[j])
+        return law, self._values[j], None if self._full[j] else self._masks[j]
+
+    def moves(self) -> list[tuple[Tensor, Tensor, Tensor]] | None:
+        """Of an affine transition with independent noise, what it does at each step from the second on."""
+        return AffineMoves(self.model.transition, self.data, self.memory is not None).steps
 
     def _input(self, k: int) -> Tensor | None:
         return None if self._inputs is None else self._inputs[k]
