@@ -112,20 +112,20 @@ def operands(value: Tensor, loc: Tensor, scale: Tensor, lead: torch.Size) -> Any
         lead: ``(N, *batch)``, the shape of the result.
 
     Returns:
-        Each with 1 if it is whole, 0 if it is one row for all particles; and the size of the event.
+        The three, each with 1 if it is whole, 0 if it is one row for all particles; and the size of the event.
 
     >>> import torch
     >>> from pyro_ssm.ops.compiled import library
     >>> from pyro_ssm.ops.gaussian_particles import operands
     >>> found = operands(torch.zeros(1, 2), torch.zeros(5, 1, 2), torch.ones(2), torch.Size([5]))
-    >>> found is None if library().functions is None else [found[0][1], found[1][1], found[3]] == [0, 1, 2]
+    >>> found is None if library().functions is None else [found[0][0][1], found[0][1][1], found[1]] == [0, 1, 2]
     True
     """
     if _functions(value, loc, scale) is None:
         return None
     shape = lead + (1,) + value.shape[-1:]
     parts = (_part(value, shape), _part(loc, shape), _part(scale, shape))
-    return None if None in parts else (*parts, shape[-1])
+    return None if None in parts else (parts, shape[-1])
 
 
 def _part(x: Tensor, shape: torch.Size) -> tuple[Tensor, int] | None:

@@ -88,6 +88,7 @@ class _Run:
         job.resampling, job.always = _SCHEMES[resampling.scheme], int(threshold >= 1)
         job.least_ess = threshold * len(state)
         self.observed = None if fk.affine is None else fk.affine.observed
+        self.kind: Any = None  # of the last density's arguments, where these are read as they are
 
     def result(self, moves: Sequence[tuple[Tensor, Tensor, Tensor]]) -> AffineRun:
         fk, job, memory, x, previous = self.fk, self.job, self.memory, self.state, None
@@ -120,13 +121,22 @@ class _Run:
             before = None if previous is None else self._particles(previous)
             return self._given(self.fk.log_potential(k, before, self._particles(x)))
         law, value, mask = self.observed(k, x)
-        if mask is None and isinstance(law, DiagonalNormal):
-            found = operands(value, law.loc, law.scale, self.shape)
-            if found is not None:
-                (value, job.value_whole), (loc, job.loc_whole), (scale, job.scale_whole), job.obs_dim = found
-                job.value, job.density_loc, job.density_scale = value.data_ptr(), loc.data_ptr(), scale.data_ptr()
-                return value, loc, scale
-        return self._given(log_density(law, value, mask))
+        if mask is not None or not isinstance(law, DiagonalNormal):
+            return self._given(log_density(law, value, mask))
+        given = (value, law.loc, law.scale)
+        if [(x.shape, x.stride(), x.dtype) for x in given] == self.kind:  # as in the step before
+            held = given
+        else:
+            found = operands(*given, self.shape)
+            if found is None:
+                return self._given(log_density(law, value))
+            parts, job.obs_dim = found
+            held = tuple(x for x, _ in parts)
+            job.value_whole, job.loc_whole, job.scale_whole = (whole for _, whole in parts)
+            same = all(a is b for a, b in zip(held, given, strict=True))
+            self.kind = [(x.shape, x.stride(), x.dtype) for x in given] if same else None
+        job.value, job.density_loc, job.density_scale = [x.data_ptr() for x in held]
+        return held
 
     def _given(self, potential: Tensor) -> Tensor:
         potential = potential.to(self.state.dtype).expand(self.shape).contiguous()

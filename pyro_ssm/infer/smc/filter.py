@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.infer.smc.affine_run import affine_run
-from pyro_ssm.infer.smc.check import check_evidence, check_states, warn_of_collapse, warn_of_look_ahead
+from pyro_ssm.infer.smc.check import check_arguments, check_evidence, check_states, warn_of_collapse, warn_of_look_ahead
 from pyro_ssm.infer.smc.collectors.base import Collector
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.noise import Noise, PseudoRandom, QuasiRandom
@@ -90,7 +90,7 @@ def particle_filter(
     Raises:
         ValueError: at a step all weights of a series are 0, or a law returned NaN (the message names both); arguments
             out of range; two collectors of one name.
-        TypeError: an unknown kind of resampling, or with ``quasi_random`` or ``FixedNoise`` a law that is no map of
+        TypeError: an argument of another kind than wanted, or with ``quasi_random`` or ``FixedNoise`` a law that is no map of
             the noise.
 
     Warns:
@@ -108,6 +108,7 @@ def particle_filter(
     >>> found.log_likelihood.shape, found.ess.shape, found.collected["moments"].mean.shape
     (torch.Size([3, 4]), torch.Size([3, 4]), torch.Size([3, 4, 2]))
     """
+    check_arguments(fk, num_particles, noise, collectors)
     num_particles = _number(num_particles, start, fk)
     if not 0 <= ess_threshold <= 1:
         raise ValueError(f"`ess_threshold` is a fraction of the number of particles, in [0, 1], got {ess_threshold}")
@@ -179,6 +180,6 @@ def _number(num_particles: int | None, start: Cloud | None, fk: FeynmanKac) -> i
                 f"`start` is the cloud after step {start.k}, and `fk` has {fk.num_times} steps: none is left"
             )
         return start.num_particles
-    if num_particles is None or num_particles < 1:
-        raise ValueError(f"`num_particles` must be at least 1, got {num_particles}")
-    return num_particles
+    if num_particles is None:
+        raise ValueError("`num_particles` is missing: give it, or `start`, a cloud to go on from")
+    return int(num_particles)

@@ -2,6 +2,7 @@
 // system headers below for any processor, switches its instructions on, and includes this file again.
 #if !defined(PYRO_SSM_PARTICLE_HEADERS)
 #define PYRO_SSM_PARTICLE_HEADERS
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
