@@ -1,4 +1,4 @@
-"""The compiled step of a filter whose particles move by an affine Gaussian law: one call weighs, resamples and moves."""
+"""The compiled step of a filter whose particles move by an affine Gaussian law: weigh, resample, move in one call."""
 
 from __future__ import annotations
 

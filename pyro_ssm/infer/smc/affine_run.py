@@ -106,8 +106,8 @@ class _Run:
                 raise MemoryError(f"particle filter: no memory for a step of {len(x)} particles a series")
             del weighed, drawn
             previous, x = x, moved
-        by_time = [x.movedim(0, -1).contiguous() for x in (memory.total, memory.ess, memory.resampled)]
-        return AffineRun(*by_time, Cloud(self._particles(x), memory.log_weights, last))
+        total, ess, resampled = (x.movedim(0, -1).contiguous() for x in (memory.total, memory.ess, memory.resampled))
+        return AffineRun(total, ess, resampled, Cloud(self._particles(x), memory.log_weights, last))
 
     def _weigh(self, k: int, previous: Tensor | None, x: Tensor, active: Any) -> Any:
         """Fill in the potential of step k; what is returned must live until the call."""
@@ -167,7 +167,9 @@ class _Own:
     """The addresses of affine moves, found once where steps share them."""
 
     def __init__(self, batch: torch.Size, dim: int) -> None:
-        self.batch, self.dim, self._last, self._found = batch, dim, None, None
+        self.batch, self.dim = batch, dim
+        self._last: Any = None
+        self._found: Any = None
 
     def of(self, move: tuple[Tensor, Tensor, Tensor]) -> Any:
         """Of the matrix, the offset and the scale; whether each series has its own; and what holds them."""

@@ -90,8 +90,8 @@ def particle_filter(
     Raises:
         ValueError: at a step all weights of a series are 0, or a law returned NaN (the message names both); arguments
             out of range; two collectors of one name.
-        TypeError: an argument of another kind than wanted, or with ``quasi_random`` or ``FixedNoise`` a law that is no map of
-            the noise.
+        TypeError: an argument of another kind than wanted, or with ``quasi_random`` or ``FixedNoise`` a law that is no
+            map of the noise.
 
     Warns:
         ParticleCollapseWarning: an effective sample size below 2 of 100 or more particles.

@@ -13,8 +13,8 @@ from pyro_ssm.components import FiniteState
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.discrete import sample_posterior_states
 from pyro_ssm.infer.gaussian import sample_posterior
-from pyro_ssm.infer.smc.check import check_number
 from pyro_ssm.infer.smc.bootstrap import bootstrap
+from pyro_ssm.infer.smc.check import check_number
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.filter_bank import FilterBank
 from pyro_ssm.infer.smc.noise import Noise

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.infer.smc.check import check_number
 from pyro_ssm.infer.smc.bootstrap import bootstrap
+from pyro_ssm.infer.smc.check import check_number
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.filter import ParticleFiltered, particle_filter
 from pyro_ssm.infer.smc.noise import FixedNoise, Noise, Pathwise, PseudoRandom

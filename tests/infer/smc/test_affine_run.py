@@ -1,5 +1,6 @@
 """A run in compiled steps is the run of the stepper with the same numbers."""
 
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -41,7 +42,7 @@ class Log(Emission):
         self.state_dim = self.obs_dim = dim
 
     def forward(self, state, time, inputs, memory=None):
-        return torch.distributions.Independent(torch.distributions.Laplace(state, 1.0), 1)
+        return dist.Laplace(state, 1.0).to_event(1)
 
 
 MODELS = {

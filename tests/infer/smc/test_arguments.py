@@ -23,7 +23,11 @@ def call(**changes):
         ({"num_particles": None}, ValueError, "`num_particles` is missing.*`start`"),
         ({"noise": "sobol"}, TypeError, "`noise` must be a Noise .*got 'sobol'.*quasi_random=True"),
         ({"collectors": Moments()}, TypeError, r"`collectors` must be a list.*got Moments.*\[Moments\(\)\]"),
-        ({"collectors": [Moments]}, TypeError, r"`collectors` must hold objects.*the class Moments. Call it: Moments\(\)"),
+        (
+            {"collectors": [Moments]},
+            TypeError,
+            r"`collectors` must hold objects.*the class Moments. Call it: Moments\(\)",
+        ),
         ({"collectors": ["moments"]}, TypeError, "`collectors` must hold objects.*got str"),
         ({"resampling": "best"}, ValueError, "`resampling` must be one of"),
     ],
