@@ -87,16 +87,16 @@ class _Run:
         self.job = job = self.memory.struct
         job.resampling, job.always = _SCHEMES[resampling.scheme], int(threshold >= 1)
         job.least_ess = threshold * len(state)
-        self.observed = None if fk.affine is None else fk.affine.observed
+        self.potential = fk.affine.potential  # type: ignore[union-attr]
         self.kind: Any = None  # of the last density's arguments, where these are read as they are
 
     def result(self, moves: Sequence[tuple[Tensor, Tensor, Tensor]]) -> AffineRun:
-        fk, job, memory, x, previous = self.fk, self.job, self.memory, self.state, None
+        fk, job, memory, x = self.fk, self.job, self.memory, self.state
         address, step = ctypes.addressof(job), particle_step_of(x.dtype)
         alive, active = conditions(fk)
         states, own, last = _rooms(x), _Own(self.shape[1:], x.shape[-1]), fk.num_times - 1
         for k in range(fk.num_times):
-            weighed = self._weigh(k, previous, x, active[k])
+            weighed = self._weigh(k, x, active[k])
             if k < last:
                 moved = next(states)
                 drawn = self._move(k + 1, x, moved, own.of(moves[k]), alive[k + 1])
@@ -105,11 +105,11 @@ class _Run:
             if step(address):
                 raise MemoryError(f"particle filter: no memory for a step of {len(x)} particles a series")
             del weighed, drawn
-            previous, x = x, moved
+            x = moved
         total, ess, resampled = (x.movedim(0, -1).contiguous() for x in (memory.total, memory.ess, memory.resampled))
         return AffineRun(total, ess, resampled, Cloud(self._particles(x), memory.log_weights, last))
 
-    def _weigh(self, k: int, previous: Tensor | None, x: Tensor, active: Any) -> Any:
+    def _weigh(self, k: int, x: Tensor, active: Any) -> Any:
         """Fill in the potential of step k; what is returned must live until the call."""
         job = self.job
         job.potential = job.density_scale = job.active = 0
@@ -117,10 +117,10 @@ class _Run:
             return None
         if active is not None:
             job.active = active.data_ptr()
-        if self.observed is None:
-            before = None if previous is None else self._particles(previous)
-            return self._given(self.fk.log_potential(k, before, self._particles(x)))
-        law, value, mask = self.observed(k, x)
+        found = self.potential(k, x)
+        if isinstance(found, Tensor):
+            return self._given(found)
+        law, value, mask = found
         if mask is not None or not isinstance(law, DiagonalNormal):
             return self._given(log_density(law, value, mask))
         given = (value, law.loc, law.scale)

@@ -34,18 +34,19 @@ class AffineSteps(NamedTuple):
         moves: called when a run begins: :math:`(A_k, b_k, s_k)` for each step from the second on, of shapes ``(state,
             state)``, ``(state,)``, ``(state,)`` or with leading dims ``(*batch, 1)``; None where the process must be
             asked. ``s`` is positive.
-        observed: ``(k, state) -> (law, value, mask)``, of which ``log_potential`` is the log density; mask is None
-            where all is seen. None: ``log_potential`` is asked.
+        potential: ``(k, state)`` to ``log_potential``, which must depend on the state of step k alone: ``(N, *batch)``,
+            or ``(law, value, mask)`` of which it is the log density (mask is None where all is seen).
 
     >>> import torch
     >>> from pyro_ssm.infer.smc import AffineSteps
-    >>> walk = AffineSteps(lambda: [(torch.eye(1), torch.zeros(1), torch.ones(1))] * 9)
+    >>> walk = AffineSteps(
+    ...     lambda: [(torch.eye(1), torch.zeros(1), torch.ones(1))] * 9, lambda k, x: -x.squeeze(-1) ** 2)
     >>> len(walk.moves())
     9
     """
 
     moves: Callable[[], Sequence[tuple[Tensor, Tensor, Tensor]] | None]
-    observed: Callable[[int, Tensor], tuple[Any, Tensor, Tensor | None]] | None = None
+    potential: Callable[[int, Tensor], Tensor | tuple[Any, Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ def test_by_hand_and_a_surprise(monkeypatch):
             ],
             potential,
             6,
-            affine=AffineSteps(lambda: [move] * 5),
+            affine=AffineSteps(lambda: [move] * 5, lambda k, x: potential(k, None, x)),
         )
 
     fk = walk(lambda k, previous, x: -((x[..., 0] - k) ** 2))
