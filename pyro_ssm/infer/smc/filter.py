@@ -181,5 +181,5 @@ def _number(num_particles: int | None, start: Cloud | None, fk: FeynmanKac) -> i
             )
         return start.num_particles
     if num_particles is None:
-        raise ValueError("`num_particles` is missing: give it, or `start`, a cloud to go on from")
+        raise ValueError("`num_particles` must be at least 1, got None: give it, or `start`, a cloud to go on from")
     return int(num_particles)

@@ -27,7 +27,8 @@ template <class T> struct Operand {
         if (whole) return;
         copies.reset(new T[(size_t)tile]);
         std::copy(x, x + width, copies.get());
-        for (i64 i = width; i < tile; i *= 2) std::copy(copies.get(), copies.get() + (i < tile - i ? i : tile - i), copies.get() + i);
+        for (i64 i = width; i < tile; i *= 2)
+            std::copy(copies.get(), copies.get() + std::min(i, tile - i), copies.get() + i);
         at = copies.get();
     }
     const T* from(i64 i) const { return whole ? at + i : at; }

@@ -38,7 +38,8 @@ static void move_chosen(const ParticleStep<T>& job, const int32_t* from) {
 }
 // out = A x + b + s e
 template <class T> static void move_all(const ParticleStep<T>& job) {
-    if (!job.own) return affine_draw(job.state, job.noise, job.matrix, job.offset, job.scale, job.n * job.series, job.dim, job.moved);
+    if (!job.own)
+        return affine_draw(job.state, job.noise, job.matrix, job.offset, job.scale, job.n * job.series, job.dim, job.moved);
     const i64 series = job.series, dim = job.dim;
     const T *e = job.noise, *x = job.state;
     T* out = job.moved;
@@ -51,7 +52,7 @@ template <class T> static void move_all(const ParticleStep<T>& job) {
             }
 }
 
-// Fn(k) for each of the `copies` lanes of series s.
+// fn(l) for each lane l of series s.
 template <class Fn> static inline void lanes_of(i64 s, i64 lanes, i64 series, Fn fn) {
     for (i64 l = s; l < lanes; l += series) fn(l);
 }
@@ -177,7 +178,8 @@ template <class T> static void weigh(ParticleStep<T>& job) {
             const uint8_t* active = job.active ? job.active + s : nullptr;
             Weighing<T> weighing(tops + s, log_sums + s, active, lanes, lanes);
             for (i64 r = 0; r < n; r += ROWS)
-                weighing.tile(job.log_weights + r * series + s, potential + r * series + s, n - r < ROWS ? n - r : ROWS, series, 0);
+                weighing.tile(job.log_weights + r * series + s, potential + r * series + s, n - r < ROWS ? n - r : ROWS,
+                              series, 0);
             weighing.results(active, tops + s, log_sums + s, total + s, ess + s);
         }
         return;

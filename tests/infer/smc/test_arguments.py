@@ -20,7 +20,7 @@ def call(**changes):
         ({"num_particles": 100.5}, TypeError, "`num_particles` must be an integer of at least 1, got 100.5"),
         ({"num_particles": True}, TypeError, "`num_particles` must be an integer"),
         ({"num_particles": 0}, ValueError, "`num_particles` must be at least 1, got 0"),
-        ({"num_particles": None}, ValueError, "`num_particles` is missing.*`start`"),
+        ({"num_particles": None}, ValueError, "`num_particles` must be at least 1, got None: .*`start`"),
         ({"noise": "sobol"}, TypeError, "`noise` must be a Noise .*got 'sobol'.*quasi_random=True"),
         ({"collectors": Moments()}, TypeError, r"`collectors` must be a list.*got Moments.*\[Moments\(\)\]"),
         (
