@@ -67,17 +67,20 @@ def lean(values: torch.Tensor) -> ssm.infer.FeynmanKac:
     """Stochastic volatility on plain tensors ``(N, *batch)``."""
     constant, steps = 0.5 * math.log(2 * math.pi), values.unbind(-2)
     y = [-0.5 * value.squeeze(-1).square() for value in steps]
-    scale = torch.full((1,), SIGMA)
+    offset, scale = torch.full((1,), MU * (1 - RHO)), torch.full((1,), SIGMA)
+    moves = [(torch.full((1, 1), RHO), offset, scale)] * (len(y) - 1)
 
-    def potential(k, previous, x):
+    def potential(k, state):
+        x = state.squeeze(-1)
         return torch.addcmul(-0.5 * x - constant, y[k], (-x).exp())
 
     return ssm.infer.FeynmanKac(
         initial=lambda draw, shape: draw(DiagonalNormal(torch.full((1,), MU), torch.full((1,), START)), shape),
-        propagate=lambda k, x, draw: draw(DiagonalNormal(RHO * x + MU * (1 - RHO), scale), x.shape[:-1]),
-        log_potential=lambda k, previous, x: potential(k, previous, x.squeeze(-1)),
+        propagate=lambda k, x, draw: draw(DiagonalNormal(RHO * x + offset, scale), x.shape[:-1]),
+        log_potential=lambda k, previous, x: potential(k, x),
         num_times=len(y),
         batch_shape=values.shape[:-2],
+        affine=ssm.infer.smc.AffineSteps(lambda: moves, potential),
     )
 
 

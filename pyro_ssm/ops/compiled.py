@@ -15,7 +15,7 @@ import torch
 
 __all__ = ["ABI", "Library", "library"]
 
-ABI = 7  # of csrc/library.cpp: pyro_ssm_abi()
+ABI = 8  # of csrc/library.cpp: pyro_ssm_abi()
 _INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
 _STRUCT = (ctypes.c_int, _POINTER)  # one struct of eight-byte fields to a status
 _NORMALISE = (None, _POINTER, _POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER)
@@ -46,6 +46,8 @@ SIGNATURES: dict[str, tuple] = {
     "pyro_ssm_affine_draw_f64": _DRAW,
     "pyro_ssm_normal_density_f32": _DENSITY,
     "pyro_ssm_normal_density_f64": _DENSITY,
+    "pyro_ssm_particle_step_f32": _STRUCT,
+    "pyro_ssm_particle_step_f64": _STRUCT,
     "pyro_ssm_normals": (None, _INT, _INT, _POINTER, _POINTER),
 }
 PATH = Path(__file__).with_name("_cpu.dll" if os.name == "nt" else "_cpu.so")

@@ -11,7 +11,7 @@ from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.composite import transformed
 from pyro_ssm.ops.kalman import HALF_LOG_2PI
 
-__all__ = ["affine_draw", "affine_draw_reference", "normal_density", "normal_density_reference"]
+__all__ = ["affine_draw", "affine_draw_reference", "normal_density", "normal_density_reference", "operands"]
 
 
 def affine_draw(state: Tensor, matrix: Tensor, offset: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
@@ -103,6 +103,29 @@ def normal_density(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     if call(v.data_ptr(), a, m.data_ptr(), b, s.data_ptr(), c, n, width, dim, out.data_ptr()):
         raise MemoryError("normal_density: not enough memory for a tile")
     return out
+
+
+def operands(value: Tensor, loc: Tensor, scale: Tensor, lead: torch.Size) -> Any:
+    """The arguments of :func:`normal_density` as the compiled step takes them, or None where it does not.
+
+    Args:
+        lead: ``(N, *batch)``, the shape of the result.
+
+    Returns:
+        The three, each with 1 if it is whole, 0 if it is one row for all particles; and the size of the event.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.compiled import library
+    >>> from pyro_ssm.ops.gaussian_particles import operands
+    >>> found = operands(torch.zeros(1, 2), torch.zeros(5, 1, 2), torch.ones(2), torch.Size([5]))
+    >>> found is None if library().functions is None else [found[0][0][1], found[0][1][1], found[1]] == [0, 1, 2]
+    True
+    """
+    if _functions(value, loc, scale) is None:
+        return None
+    shape = lead + (1,) + value.shape[-1:]
+    parts = (_part(value, shape), _part(loc, shape), _part(scale, shape))
+    return None if None in parts else (parts, shape[-1])
 
 
 def _part(x: Tensor, shape: torch.Size) -> tuple[Tensor, int] | None:

@@ -39,7 +39,7 @@ class AffineMoves:
     """
 
     def __init__(self, transition: Any, data: TimeSeries, remembers: bool) -> None:
-        self._steps: list[tuple[Tensor, Tensor, Tensor]] | None = None
+        self.steps: list[tuple[Tensor, Tensor, Tensor]] | None = None
         self._parameters = list(transition.parameters())
         self._versions = [x._version for x in self._parameters]
         if remembers or torch.is_grad_enabled() or not isinstance(transition, AffineGaussian) or data.num_times < 2:
@@ -54,7 +54,7 @@ class AffineMoves:
         if matrix.numel() > _MOST or not bool(((root == scale.diag_embed()) & (scale > 0).unsqueeze(-1)).all()):
             return
         num, parts = data.num_times - 1, ((matrix, -3), (offset, -2), (scale, -2))
-        self._steps = list(zip(*(_of_steps(x, dim, num) for x, dim in parts), strict=True))
+        self.steps = list(zip(*(_of_steps(x, dim, num) for x, dim in parts), strict=True))
 
     @property
     def is_stale(self) -> bool:
@@ -63,9 +63,9 @@ class AffineMoves:
 
     def law(self, k: int, state: Tensor) -> MovedNormal | None:
         """Of :math:`z_k` given z[k - 1] ``(N, *batch, 1, state)``; None where the transition itself is to be asked."""
-        if self._steps is None or torch.is_grad_enabled():
+        if self.steps is None or torch.is_grad_enabled():
             return None
-        return MovedNormal(state, *self._steps[k - 1])
+        return MovedNormal(state, *self.steps[k - 1])
 
 
 def _definer(component: Any, name: str) -> type:

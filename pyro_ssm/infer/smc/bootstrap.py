@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.smc.build import Kernel, Proposed, process
-from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
+from pyro_ssm.infer.smc.feynman_kac import AffineSteps, FeynmanKac
 from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles
 
 __all__ = ["bootstrap"]
@@ -47,4 +47,5 @@ def bootstrap(model: Any, data: TimeSeries) -> FeynmanKac:
     def log_potential(k: int, previous: StateParticles | None, particles: StateParticles) -> Tensor:
         return steps.log_observation(k, particles.state, particles.summary)
 
-    return process(steps, kernel, log_potential, steps.seen)
+    affine = AffineSteps(steps.moves, steps.observed) if steps.memory is None else None
+    return process(steps, kernel, log_potential, steps.seen, affine=affine)

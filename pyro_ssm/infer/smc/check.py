@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_ssm.infer.smc.collectors.base import Collector
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
+from pyro_ssm.infer.smc.noise import Noise
 from pyro_ssm.infer.smc.stepper import Cloud
 from pyro_ssm.infer.smc.tree import leaves
 
-__all__ = ["ParticleCollapseWarning", "check_evidence", "check_states", "warn_of_collapse", "warn_of_look_ahead"]
+__all__ = [
+    "ParticleCollapseWarning",
+    "check_arguments",
+    "check_evidence",
+    "check_number",
+    "check_states",
+    "warn_of_collapse",
+    "warn_of_look_ahead",
+]
 
 _FEW = 100  # fewer particles than this were not meant to cover a law
 
@@ -23,6 +36,59 @@ class ParticleCollapseWarning(UserWarning):
     >>> issubclass(ParticleCollapseWarning, UserWarning)
     True
     """
+
+
+def check_arguments(fk: Any, num_particles: Any, noise: Any, collectors: Any) -> None:
+    """Refuse what a filter cannot take, by name.
+
+    >>> from pyro_ssm.infer.smc.check import check_arguments
+    >>> check_arguments("a model", 10, None, ())  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    TypeError: `fk` must be a FeynmanKac process, got str. Build one from a model and data: bootstrap(model, data), ...
+    """
+    if not isinstance(fk, FeynmanKac):
+        raise TypeError(
+            f"`fk` must be a FeynmanKac process, got {type(fk).__name__}. Build one from a model and data: "
+            "bootstrap(model, data), guided(model, guide, data), locally_optimal(model, data)"
+        )
+    check_number(num_particles)
+    if noise is not None and not isinstance(noise, Noise):
+        raise TypeError(
+            f"`noise` must be a Noise (PseudoRandom(), FixedNoise(normals, uniforms)) or None, got {noise!r}. For "
+            "Sobol' points leave it out and give quasi_random=True"
+        )
+    if isinstance(collectors, Collector) or not isinstance(collectors, Sequence):
+        raise TypeError(
+            f"`collectors` must be a list of collectors, got {_kind(collectors)}. Give collectors=[Moments()]"
+        )
+    for collector in collectors:
+        if not isinstance(collector, Collector):
+            raise TypeError(
+                f"`collectors` must hold objects such as Moments(), got {_kind(collector)}"
+                + (f". Call it: {collector.__name__}()" if isinstance(collector, type) else "")
+            )
+
+
+def check_number(num_particles: Any) -> None:
+    """Refuse numbers of particles that are no positive integers.
+
+    >>> from pyro_ssm.infer.smc.check import check_number
+    >>> check_number(100.5)
+    Traceback (most recent call last):
+    ...
+    TypeError: `num_particles` must be an integer of at least 1, got 100.5
+    """
+    if num_particles is None:
+        return
+    if isinstance(num_particles, bool) or not isinstance(num_particles, Integral):
+        raise TypeError(f"`num_particles` must be an integer of at least 1, got {num_particles!r}")
+    if num_particles < 1:
+        raise ValueError(f"`num_particles` must be at least 1, got {num_particles}")
+
+
+def _kind(x: Any) -> str:
+    return f"the class {x.__name__}" if isinstance(x, type) else type(x).__name__
 
 
 def check_evidence(fk: FeynmanKac, log_likelihood: Tensor, first: int = 0) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_ssm.infer.smc.tree import leaves
 
-__all__ = ["Draw", "FeynmanKac"]
+__all__ = ["AffineSteps", "Draw", "FeynmanKac"]
 
 #: ``draw(law, shape)``: a draw of a law of batch ``shape``, from the run's noise
 Draw = Callable[[Any, torch.Size], Tensor]
@@ -23,6 +23,30 @@ def _where(k: int, position: tuple[int, ...]) -> str:
 
 def _state(particles: Any) -> Tensor:
     return next(leaves(particles))
+
+
+class AffineSteps(NamedTuple):
+    """Moves of which a filter may make the draws itself, in a compiled step: of the state, which is all of a particle.
+
+    .. math:: M_k(x_{k-1}, \\cdot) = N(A_k x_{k-1} + b_k, \\mathrm{diag}(s_k^2))
+
+    Attributes:
+        moves: called when a run begins: :math:`(A_k, b_k, s_k)` for each step from the second on, of shapes ``(state,
+            state)``, ``(state,)``, ``(state,)`` or with leading dims ``(*batch, 1)``; None where the process must be
+            asked. ``s`` is positive.
+        potential: ``(k, state)`` to ``log_potential``, which must depend on the state of step k alone: ``(N, *batch)``,
+            or ``(law, value, mask)`` of which it is the log density (mask is None where all is seen).
+
+    >>> import torch
+    >>> from pyro_ssm.infer.smc import AffineSteps
+    >>> walk = AffineSteps(
+    ...     lambda: [(torch.eye(1), torch.zeros(1), torch.ones(1))] * 9, lambda k, x: -x.squeeze(-1) ** 2)
+    >>> len(walk.moves())
+    9
+    """
+
+    moves: Callable[[], Sequence[tuple[Tensor, Tensor, Tensor]] | None]
+    potential: Callable[[int, Tensor], Tensor | tuple[Any, Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,8 @@ class FeynmanKac:
         state: ``particles -> (N, *batch, state)``, what moments are taken of; by default the first tensor of the tree.
         looks_ahead: whether :math:`M_k` depends on data after k. On-line filters refuse it; resampling without
             ``log_twist`` warns.
+        affine: where every move is affine and Gaussian with independent noise, what a compiled step needs of it; the
+            particles are then one tensor. It must say what ``propagate`` does, which serves everywhere else.
         describe: ``(k, position) -> str``, how an error names a step of a series.
 
     Source: Del Moral (2004), "Feynman-Kac formulae"; Chopin and Papaspiliopoulos (2020), "An introduction to
@@ -102,6 +128,7 @@ class FeynmanKac:
     extend: Callable[[int, Any, Tensor], Any] | None = None
     state: Callable[[Any], Tensor] = _state
     looks_ahead: bool = False
+    affine: AffineSteps | None = None
     describe: Callable[[int, tuple[int, ...]], str] = _where
 
     def __post_init__(self) -> None:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ssm.infer.smc.check import check_evidence, check_states, warn_of_collapse, warn_of_look_ahead
+from pyro_ssm.infer.smc.affine_run import affine_run
+from pyro_ssm.infer.smc.check import check_arguments, check_evidence, check_states, warn_of_collapse, warn_of_look_ahead
 from pyro_ssm.infer.smc.collectors.base import Collector
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.noise import Noise, PseudoRandom, QuasiRandom
@@ -89,8 +90,8 @@ def particle_filter(
     Raises:
         ValueError: at a step all weights of a series are 0, or a law returned NaN (the message names both); arguments
             out of range; two collectors of one name.
-        TypeError: an unknown kind of resampling, or with ``quasi_random`` or ``FixedNoise`` a law that is no map of
-            the noise.
+        TypeError: an argument of another kind than wanted, or with ``quasi_random`` or ``FixedNoise`` a law that is no
+            map of the noise.
 
     Warns:
         ParticleCollapseWarning: an effective sample size below 2 of 100 or more particles.
@@ -107,6 +108,7 @@ def particle_filter(
     >>> found.log_likelihood.shape, found.ess.shape, found.collected["moments"].mean.shape
     (torch.Size([3, 4]), torch.Size([3, 4]), torch.Size([3, 4, 2]))
     """
+    check_arguments(fk, num_particles, noise, collectors)
     num_particles = _number(num_particles, start, fk)
     if not 0 <= ess_threshold <= 1:
         raise ValueError(f"`ess_threshold` is a fraction of the number of particles, in [0, 1], got {ess_threshold}")
@@ -118,10 +120,19 @@ def particle_filter(
             raise ValueError("`quasi_random` brings its own noise and resampling: leave `noise` and `resampling` out")
         noise, resampling, ess_threshold = QuasiRandom(), OrderedResampling(), 1.0
     warn_of_look_ahead(fk, ess_threshold)
+    resampling, noise = resampling_of(resampling), noise or PseudoRandom()
 
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-        stepper = Stepper(fk, num_particles, resampling_of(resampling), ess_threshold, noise or PseudoRandom())
-        stepper.noise.restart(None if start is None else fk.state(start.particles).shape[-1])
+        noise.restart(None if start is None else fk.state(start.particles).shape[-1])
+        if start is None and not collectors:
+            run = affine_run(fk, num_particles, resampling, ess_threshold, noise)
+            if run is not None:
+                check_evidence(fk, run.log_likelihood)
+                check_states(fk, run.cloud)
+                warn_of_collapse(fk, run.ess, num_particles)
+                return ParticleFiltered(run.log_likelihood, run.cloud, run.ess, run.resampled, {})
+            noise.restart()
+        stepper = Stepper(fk, num_particles, resampling, ess_threshold, noise)
         for collector in collectors:
             collector.start(fk, num_particles)
         increments, sizes, resampled = [], [], []
@@ -169,6 +180,6 @@ def _number(num_particles: int | None, start: Cloud | None, fk: FeynmanKac) -> i
                 f"`start` is the cloud after step {start.k}, and `fk` has {fk.num_times} steps: none is left"
             )
         return start.num_particles
-    if num_particles is None or num_particles < 1:
-        raise ValueError(f"`num_particles` must be at least 1, got {num_particles}")
-    return num_particles
+    if num_particles is None:
+        raise ValueError("`num_particles` must be at least 1, got None: give it, or `start`, a cloud to go on from")
+    return int(num_particles)

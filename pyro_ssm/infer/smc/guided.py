@@ -13,7 +13,7 @@ from pyro_ssm.guides import Guide
 from pyro_ssm.infer.smc.build import Kernel, Proposed, process
 from pyro_ssm.infer.smc.densities import log_density
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
-from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles
+from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles, check_model_and_data
 
 __all__ = ["guided"]
 
@@ -69,6 +69,7 @@ def guided(
     >>> ssm.infer.particle_filter(ssm.infer.guided(model, guide, data), num_particles=100).log_likelihood.shape
     torch.Size([3, 4])
     """
+    check_model_and_data(model, data, "guided")
     if isinstance(model.transition, SampleOnly):
         raise TypeError(
             f"guided weighs a proposal against the transition's density, and {type(model.transition).__name__} is "

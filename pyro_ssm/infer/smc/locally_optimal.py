@@ -13,7 +13,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.smc.build import Kernel, Proposed, process
 from pyro_ssm.infer.smc.draws import shared_moments
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
-from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles
+from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles, check_model_and_data
 from pyro_ssm.models.linear_gaussian import over_time
 from pyro_ssm.ops.kalman import HALF_LOG_2PI, hide_rows, matvec, update
 
@@ -84,6 +84,7 @@ def locally_optimal(model: Any, data: TimeSeries) -> FeynmanKac:
     >>> ssm.infer.particle_filter(ssm.infer.locally_optimal(model, data), num_particles=100).log_likelihood.shape
     torch.Size([3, 4])
     """
+    check_model_and_data(model, data, _METHOD)
     require(model.initial, Gaussian, _METHOD, _INSTEAD)
     require(model.transition, Gaussian, _METHOD, _INSTEAD)
     require(model.emission, AffineGaussian, _METHOD, _INSTEAD)

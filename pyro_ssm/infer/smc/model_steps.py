@@ -12,8 +12,9 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.smc.affine_moves import AffineMoves
 from pyro_ssm.infer.smc.densities import log_density
 from pyro_ssm.models.laws import batch_shape
+from pyro_ssm.models.state_space import StateSpaceModel
 
-__all__ = ["ModelSteps", "StateParticles"]
+__all__ = ["ModelSteps", "StateParticles", "check_model_and_data"]
 
 
 class StateParticles(NamedTuple):
@@ -32,6 +33,28 @@ class StateParticles(NamedTuple):
     summary: Tensor | None  # (N, *batch, 1, features)
 
 
+def check_model_and_data(model: Any, data: Any, method: str) -> None:
+    """Refuse arguments of other kinds, or in the other order.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.infer.smc.model_steps import check_model_and_data
+    >>> check_model_and_data(torch.zeros(3), None, "bootstrap")
+    Traceback (most recent call last):
+    ...
+    TypeError: bootstrap: `model` must be a StateSpaceModel, got Tensor
+    """
+    if isinstance(model, TimeSeries) and isinstance(data, StateSpaceModel):
+        raise TypeError(
+            f"{method}: `model` is a TimeSeries and `data` a {type(data).__name__}: give the model first, then the data"
+        )
+    if not isinstance(model, StateSpaceModel):
+        raise TypeError(f"{method}: `model` must be a StateSpaceModel, got {type(model).__name__}")
+    if not isinstance(data, TimeSeries):
+        raise TypeError(
+            f"{method}: `data` must be a TimeSeries, got {type(data).__name__}. Wrap it: TimeSeries(times, values)"
+        )
+
+
 class ModelSteps:
     """The laws, the densities and the memory of a bound model at each step of one data set.
 
@@ -43,6 +66,7 @@ class ModelSteps:
         method: who asks, for errors.
 
     Raises:
+        TypeError: ``model`` is no StateSpaceModel, or ``data`` no TimeSeries.
         ValueError: no values, or another width than the emission's.
 
     >>> import torch, pyro_ssm as ssm
@@ -55,6 +79,7 @@ class ModelSteps:
     """
 
     def __init__(self, model: Any, data: TimeSeries, method: str) -> None:
+        check_model_and_data(model, data, method)
         if data.values is None or data.mask is None:
             raise ValueError(f"{method} needs observations, but `data` has no values. Give TimeSeries(times, values)")
         if data.values.shape[-1] != model.emission.obs_dim:
@@ -133,11 +158,19 @@ class ModelSteps:
 
     def log_observation(self, k: int, state: Tensor, summary: Tensor | None) -> Tensor:
         """:math:`\\log p(y_k \\mid z_k, m'_k)`, ``(N, *batch)``; exactly 0 for what was not observed."""
-        j = self.observed_at.get(k)
-        if j is None:
+        if k not in self.observed_at:
             return state.new_zeros(())
+        return log_density(*self.observed(k, state, summary))
+
+    def observed(self, k: int, state: Tensor, summary: Tensor | None = None) -> tuple[Any, Tensor, Tensor | None]:
+        """The law of :math:`y_k`, what was seen, and its mask (None where all was), at an observed step."""
+        j = self.observed_at[k]
         law = self.model.emission(state, self._times[k], self._input(k), memory=summary)
-        return log_density(law, self._values[j], None if self._full[j] else self._masks[j])
+        return law, self._values[j], None if self._full[j] else self._masks[j]
+
+    def moves(self) -> list[tuple[Tensor, Tensor, Tensor]] | None:
+        """Of an affine transition with independent noise, what it does at each step from the second on."""
+        return AffineMoves(self.model.transition, self.data, self.memory is not None).steps
 
     def _input(self, k: int) -> Tensor | None:
         return None if self._inputs is None else self._inputs[k]

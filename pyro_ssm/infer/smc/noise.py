@@ -43,7 +43,8 @@ class PseudoRandom(Noise):
     """Draws from torch's global generator, for many steps at a time where particles are few.
 
     A Gaussian law is drawn as a map of standard normals, hence differentiable in its parameters; another law by its
-    own ``rsample``, or ``sample``.
+    own ``rsample``, or ``sample``. The normals are those of ``ops.standard_normals``: with the compiled library,
+    float32 on a CPU, its own generator, which torch's generator starts; elsewhere ``torch.randn``.
 
     >>> import torch, pyro.distributions as dist
     >>> from pyro_ssm.infer.smc import PseudoRandom
@@ -64,8 +65,14 @@ class PseudoRandom(Noise):
         if dim is None:
             law = law if law.batch_shape == shape else law.expand(shape)
             return law.rsample() if law.has_rsample else law.sample()
-        like = like_draws(law)
-        return from_normals(law, self._normals.take(shape, dim, like.dtype, like.device))
+        return from_normals(law, self._take(shape, dim, like_draws(law)))
+
+    def normals(self, k: int, shape: torch.Size, state: Tensor) -> Tensor:
+        """Standard normals for the states of step ``k``, of the shape, dtype and device of ``state``."""
+        return self._take(state.shape[:-1], state.shape[-1], state)
+
+    def _take(self, shape: torch.Size, dim: int, like: Tensor) -> Tensor:
+        return self._normals.take(shape, dim, like.dtype, like.device)
 
     def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
         return self._uniforms.take(shape, None, torch.float64, device)
@@ -78,7 +85,8 @@ class FixedNoise(Noise):
         normals: ``(time, N, *batch, dim)`` standard normals, one row of them for each step's state.
         uniforms: ``(time, rows, *batch)`` in [0, 1), for the resampling before each step; as many rows as the
             resampling scheme asks for (1 for ``"systematic"``, N for ``"stratified"``: see ``ops.resampling.SCHEMES``).
-            May be left out where it asks for none (``TransportResampling``, or no resampling at all).
+            ``DiffusionResampling`` asks for max(N, 64). May be left out where it asks for none
+            (``TransportResampling``, or no resampling at all).
 
     Raises:
         TypeError: in a run, for a law that is not a map of standard normals.
@@ -103,12 +111,21 @@ class FixedNoise(Noise):
             )
         return from_normals(law, self._at(self._normals, k, shape[:-1] + (dim,), "normals").unsqueeze(-2))
 
+    def normals(self, k: int, shape: torch.Size, state: Tensor) -> Tensor:
+        """As those of :class:`PseudoRandom`; ``shape``: ``(N, *batch)``."""
+        return self._at(self._normals, k, shape + state.shape[-1:], "normals").reshape(state.shape).contiguous()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the normals."""
+        return self._normals.dtype
+
     def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
         if not shape[0]:  # a resampling that needs none
             return torch.empty(shape, dtype=torch.float64, device=device)
         if self._uniforms is None:
             raise ValueError(f"FixedNoise: step {k} resamples, and needs `uniforms` of shape {tuple(shape)} a step")
-        return self._at(self._uniforms, k, shape, "uniforms").to(device=device, dtype=torch.float64)
+        return self._at(self._uniforms, k, shape, "uniforms").to(device=device, dtype=torch.float64).contiguous()
 
     def _at(self, given: Tensor, k: int, shape: torch.Size, name: str) -> Tensor:
         if k >= len(given) or given.shape[1:] != shape:

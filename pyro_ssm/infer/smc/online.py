@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.smc.bootstrap import bootstrap
-from pyro_ssm.infer.smc.check import check_evidence
+from pyro_ssm.infer.smc.check import check_evidence, check_number
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.noise import Noise, PseudoRandom
 from pyro_ssm.infer.smc.resample import Resampling, resampling_of
@@ -81,8 +81,7 @@ class OnlineParticleFilter:
         ess_threshold: float = 0.5,
         noise: Noise | None = None,
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"`num_particles` must be at least 1, got {num_particles}")
+        check_number(num_particles)
         self.model, self.num_particles, self.build = model.bind(), num_particles, build
         self.resampling, self.ess_threshold = resampling_of(resampling), ess_threshold
         self.noise = PseudoRandom() if noise is None else noise

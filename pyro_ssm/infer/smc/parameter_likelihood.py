@@ -14,6 +14,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.discrete import sample_posterior_states
 from pyro_ssm.infer.gaussian import sample_posterior
 from pyro_ssm.infer.smc.bootstrap import bootstrap
+from pyro_ssm.infer.smc.check import check_number
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.filter_bank import FilterBank
 from pyro_ssm.infer.smc.noise import Noise
@@ -93,8 +94,7 @@ class ParameterLikelihood:
     ) -> None:
         if not callable(filter):
             raise TypeError(f"`filter` must be a function of a bound model and data, got {type(filter).__name__}")
-        if num_particles < 1:
-            raise ValueError(f"`num_particles` must be at least 1, got {num_particles}")
+        check_number(num_particles)
         if not 0 <= ess_threshold <= 1:
             raise ValueError(f"`ess_threshold` is a fraction of the particles, in [0, 1], got {ess_threshold}")
         if data.values is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.smc.bootstrap import bootstrap
+from pyro_ssm.infer.smc.check import check_number
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.filter import ParticleFiltered, particle_filter
 from pyro_ssm.infer.smc.noise import FixedNoise, Noise, Pathwise, PseudoRandom
@@ -71,8 +72,7 @@ class ParticleMarginal:
         ess_threshold: float = 0.5,
         noise: Noise | None = None,
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"`num_particles` must be at least 1, got {num_particles}")
+        check_number(num_particles)
         if not 0 <= ess_threshold <= 1:
             raise ValueError(f"`ess_threshold` is a fraction of `num_particles`, in [0, 1], got {ess_threshold}")
         self.num_particles, self.build = num_particles, build

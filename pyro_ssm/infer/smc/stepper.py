@@ -15,7 +15,7 @@ from pyro_ssm.infer.smc.resample import Resampling, Weighted
 from pyro_ssm.infer.smc.tree import tree_where
 from pyro_ssm.ops import normalise
 
-__all__ = ["Cloud", "Step", "Stepper", "normalise"]
+__all__ = ["Cloud", "Step", "Stepper", "conditions", "normalise"]
 
 
 class Cloud(NamedTuple):
@@ -91,12 +91,7 @@ class Stepper:
         self.fk, self.num_particles = fk, num_particles
         self.resampling, self.ess_threshold, self.noise = resampling, ess_threshold, noise
         self._uniforms_shape = torch.Size((resampling.rows(num_particles),)) + fk.batch_shape
-        alive, active = fk.step_mask, fk.active
-        if alive is not None and active is not None:
-            active = active & alive
-        # one condition a step, None where it holds for every series, False where it holds for none
-        self._alive = _conditions(alive, fk.num_times)
-        self._active = _conditions(alive if active is None else active, fk.num_times)
+        self._alive, self._active = conditions(fk)
 
     def init(self) -> Step:
         """Draw the first cloud and weigh it."""
@@ -189,10 +184,25 @@ class Stepper:
         return Step(Cloud(particles, new_log_weights, k), weights, total, ess, *origin)
 
 
-def _conditions(mask: Tensor | None, num: int) -> list[Any]:
-    """One condition ``(*batch)`` a step: None where it holds for every series, False where for none."""
+def conditions(fk: FeynmanKac) -> tuple[list[Any], list[Any]]:
+    """Which series go on, and which see something, at each step: ``(*batch)``, None for all of them, False for none.
+
+    >>> import torch
+    >>> from pyro_ssm.infer.smc import FeynmanKac
+    >>> from pyro_ssm.infer.smc.stepper import conditions
+    >>> conditions(FeynmanKac(None, None, None, num_times=2, active=torch.tensor([True, False])))
+    ([None, None], [None, False])
+    """
+    alive, active = fk.step_mask, fk.active
+    if alive is not None and active is not None:
+        active = active & alive
+    return _by_step(alive, fk.num_times), _by_step(alive if active is None else active, fk.num_times)
+
+
+def _by_step(mask: Tensor | None, num: int) -> list[Any]:
     if mask is None:
         return [None] * num
     flat = mask.reshape(-1, num)
     everywhere, somewhere = flat.all(0).tolist(), flat.any(0).tolist()
-    return [None if e else now if s else False for e, s, now in zip(everywhere, somewhere, mask.unbind(-1))]
+    rows = mask.movedim(-1, 0).contiguous().unbind(0)
+    return [None if e else now if s else False for e, s, now in zip(everywhere, somewhere, rows, strict=True)]

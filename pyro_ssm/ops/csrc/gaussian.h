@@ -26,7 +26,9 @@ template <class T> struct Operand {
     Operand(const T* x, i64 is_whole, i64 width, i64 tile) : at(x), whole(is_whole != 0) {
         if (whole) return;
         copies.reset(new T[(size_t)tile]);
-        for (i64 i = 0; i < tile; ++i) copies[i] = x[i % width];
+        std::copy(x, x + width, copies.get());
+        for (i64 i = width; i < tile; i *= 2)
+            std::copy(copies.get(), copies.get() + std::min(i, tile - i), copies.get() + i);
         at = copies.get();
     }
     const T* from(i64 i) const { return whole ? at + i : at; }

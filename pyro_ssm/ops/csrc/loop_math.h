@@ -48,16 +48,21 @@ static inline double exponential(double x) {
     return x != x ? x : found;
 }
 
-// log x of a positive normal number: x = 2^n m with m near 1, log m = 2 atanh((m - 1) / (m + 1)).
+// log x of a positive normal number: x = 2^n (1 + r) with 1 + r near 1, log(1 + r) = r - r^2 / 2 + r^3 p(r) with a minimax
+// fit p made for this file. No division, which costs more than the whole polynomial.
 static inline float logarithm(float x) {
-    const int32_t b = bits_of<int32_t>(x), n = (b - 0x3f3504f3) >> 23;  // m in [sqrt(1/2), sqrt(2))
-    const float m = bits_of<float>(b - (int32_t)((uint32_t)n << 23)), s = (m - 1.0f) / (m + 1.0f), q = s * s;
-    float p = 2.0f / 9;
-    p = p * q + 2.0f / 7;
-    p = p * q + 2.0f / 5;
-    p = p * q + 2.0f / 3;
-    p = p * q + 2.0f;
-    return (float)n * 0.693147181f + s * p;
+    const int32_t b = bits_of<int32_t>(x), whole = (b - 0x3f3504f3) >> 23;  // 1 + r in [sqrt(1/2), sqrt(2))
+    const float r = bits_of<float>(b - (int32_t)((uint32_t)whole << 23)) - 1.0f, r2 = r * r, n = (float)whole;
+    float p = -7.634493e-02f;
+    p = p * r + 1.2761575e-01f;
+    p = p * r - 1.3160183e-01f;
+    p = p * r + 1.4201759e-01f;
+    p = p * r - 1.6623357e-01f;
+    p = p * r + 2.0001227e-01f;
+    p = p * r - 2.5000820e-01f;
+    p = p * r + 3.3333330e-01f;
+    const float rest = (r * r2) * p - 0.5f * r2 - n * 2.12194440e-4f;
+    return (r + rest) + n * 0.693359375f;
 }
 
 static inline float logarithm_of_any(float x) {

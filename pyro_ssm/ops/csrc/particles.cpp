@@ -1,7 +1,6 @@
 // The functions of the particle operators that Python calls, and the choice of code for this processor.
 #include "particles.h"
 #include "isa.h"
-#include "resampling.h"
 
 #include <new>
 
@@ -48,30 +47,19 @@ EXPORT void pyro_ssm_normals(i64 seed, i64 count, float* out, void* parallel_for
         Normals::chunks(0, num, &job);
 }
 
-template <class T>
-static int ancestors(i64 scheme, const T* w, const double* u, const uint8_t* need, i64 n, i64 series, i64* out) {
-    try {
-        if (scheme == SYSTEMATIC) ancestors_of<SYSTEMATIC>(w, u, need, n, series, out);
-        if (scheme == STRATIFIED) ancestors_of<STRATIFIED>(w, u, need, n, series, out);
-        if (scheme == POINTS) ancestors_of<POINTS>(w, u, need, n, series, out);
-    } catch (const std::bad_alloc&) { return 1; }
-    return 0;
-}
 EXPORT int pyro_ssm_ancestors_f32(i64 scheme, const float* w, const double* u, const uint8_t* need, i64 n, i64 series,
                                   i64* out) {
-    return ancestors(scheme, w, u, need, n, series, out);
+    return code().ancestors_f32(scheme, w, u, need, n, series, out);
 }
 EXPORT int pyro_ssm_ancestors_f64(i64 scheme, const double* w, const double* u, const uint8_t* need, i64 n, i64 series,
                                   i64* out) {
-    return ancestors(scheme, w, u, need, n, series, out);
+    return code().ancestors_f64(scheme, w, u, need, n, series, out);
 }
 EXPORT void pyro_ssm_ancestors_of_counts(const i64* upto, i64 n, i64 series, i64* out) {
-    ancestors_of_counts(upto, n, series, out);
+    code().ancestors_of_counts(upto, n, series, out);
 }
 EXPORT int pyro_ssm_take(const char* x, const i64* at, i64 n, i64 rows, i64 series, i64 bytes, char* out) {
-    if (bytes == 4) return take_ancestors<4>(x, at, n, rows, series, bytes, out);
-    if (bytes == 8) return take_ancestors<8>(x, at, n, rows, series, bytes, out);
-    return take_ancestors<0>(x, at, n, rows, series, bytes, out);
+    return code().take(x, at, n, rows, series, bytes, out);
 }
 EXPORT void pyro_ssm_affine_draw_f32(const float* x, const float* e, const float* A, const float* b, const float* s, i64 rows,
                                      i64 dim, float* out) {
@@ -95,3 +83,5 @@ EXPORT int pyro_ssm_normal_density_f64(const double* value, i64 value_whole, con
     } catch (const std::bad_alloc&) { return 1; }
     return 0;
 }
+EXPORT int pyro_ssm_particle_step_f32(ParticleStep<float>* job) { return code().step_f32(job); }
+EXPORT int pyro_ssm_particle_step_f64(ParticleStep<double>* job) { return code().step_f64(job); }

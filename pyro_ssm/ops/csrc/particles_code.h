@@ -2,9 +2,12 @@
 // system headers below for any processor, switches its instructions on, and includes this file again.
 #if !defined(PYRO_SSM_PARTICLE_HEADERS)
 #define PYRO_SSM_PARTICLE_HEADERS
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <new>
+#include <utility>
 
 #include "particles.h"
 #else
@@ -14,8 +17,13 @@ namespace {
 #include "gaussian.h"
 #include "normalise.h"
 #include "random.h"
+#include "resampling.h"
+#include "particle_step.h"
 }  // namespace
-extern const ParticleCode code = {normalise<float>,      normalise<double>,      normals,           affine_draw<float>,
-                                 affine_draw<double>, normal_density<float>, normal_density<double>};
+extern const ParticleCode code = {
+    normalise<float>,        normalise<double>,        normals,             affine_draw<float>,
+    affine_draw<double>,     normal_density<float>,    normal_density<double>,
+    ancestors<float, i64>,   ancestors<double, i64>,   ancestors_of_counts, take,
+    particle_step<float>,    particle_step<double>};
 }  // namespace PYRO_SSM_ISA
 #endif
