@@ -222,6 +222,8 @@ def _parameter_events(model: StateSpaceModel) -> dict[str, torch.Size]:
 def _drawn(model: StateSpaceModel, name: str, event: torch.Size) -> Tensor:
     """A bound parameter ``(*draws, *plates, 1, *event)`` as ``(*draws, *plates, 1, numel)``."""
     path, _, attribute = name.rpartition(".")
-    value = getattr(model.get_submodule(path), attribute)
-    declared = model.get_submodule(path).event_dims.get(attribute, max(len(event), 1))
+    owner = model.get_submodule(path)
+    value = getattr(owner, attribute)
+    # a field of an equation may be any PyroModule, which declares nothing
+    declared = getattr(owner, "event_dims", {}).get(attribute, max(len(event), 1))
     return value.reshape(value.shape[: value.dim() - declared] + (event.numel(),))
