@@ -230,7 +230,7 @@ class NeuralODE(Transition, Gaussian):
 
         Args:
             start: ``(*lead, 1, state)``, the state at ``times[..., 0]``.
-            times: ``(time,)`` or ``(*batch, time)``, best float64. A time that is repeated has the same state, as padding.
+            times: ``(time,)`` or ``(*batch, time)``, best float64. A repeated time has the same state, as padding.
             inputs: ``(*batch, time, input)`` or None.
 
         Returns:
