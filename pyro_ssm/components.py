@@ -381,6 +381,11 @@ def require(component: Component, capability: type, method: str, instead: str) -
     """
     if not isinstance(component, capability):
         name = type(component).__name__.removeprefix("Bound")
+        if getattr(component, "state_dim", None) == 0:
+            raise TypeError(
+                f"{method} needs a component that is {capability.__name__}, got {name}: this model has no state to "
+                "filter. Its predictions and its likelihood are exact: use infer.predictive_filter"
+            )
         raise TypeError(
             f"{method} needs a component that is {capability.__name__}, got {name}. "
             f"Use {instead}; or give {name} the capability {capability.__name__}"

@@ -115,5 +115,8 @@ class EvolvingMemory(Memory):
             return None
         if inputs is None or inputs.shape[-1] != self.input_dim:
             got = "None" if inputs is None else f"shape {tuple(inputs.shape)}"
-            raise ValueError(f"EvolvingMemory was built with input_dim={self.input_dim}, got `inputs` {got}")
+            raise ValueError(
+                f"EvolvingMemory was built with input_dim={self.input_dim}, got `inputs` {got}. Give the data its "
+                f"inputs, (*batch, time, {self.input_dim}), or build the model with as many columns as they have"
+            )
         return inputs.to(state.dtype).expand(state.shape[:-1] + inputs.shape[-1:])

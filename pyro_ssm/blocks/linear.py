@@ -28,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         ``(..., time, out)``, the leading dims of ``x`` and ``weight`` broadcast.
 
     Raises:
-        ValueError: the last dimension of ``x`` is not that of ``weight``.
+        ValueError: the last dimension of ``x``, or its dtype, is not that of ``weight``.
 
     Weights that do not vary over time or series are multiplied as one matrix a draw, not copied to each series.
 
@@ -42,6 +42,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ValueError(
             f"a linear map of {weight.shape[-1]} feature(s) got {x.shape[-1]}: x has shape {tuple(x.shape)}, "
             f"weight {tuple(weight.shape)}. Check state_dim, input_dim and memory_dim of the component"
+        )
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(
+            f"a linear map with weights of {weight.dtype} got x of {x.dtype}. Give data and networks one precision: "
+            "data.to(dtype=torch.float32), or model.double() and guide.double()"
         )
     if weight.dim() == 2:
         if bias is None or bias.dim() == 1:

@@ -129,6 +129,12 @@ class RecurrentEncoder(PyroModule):
                 f"RecurrentEncoder has in_features={self.in_features}, got `features` of shape "
                 f"{tuple(features.shape)}; wanted (*batch, time, {self.in_features})"
             )
+        weight = next(self.parameters(), features)  # weights with priors are no parameters
+        if features.dtype != weight.dtype and not torch.is_autocast_enabled(features.device.type):
+            raise ValueError(
+                f"RecurrentEncoder has weights of {weight.dtype}, got `features` of {features.dtype}. Give data and "
+                "networks one precision: data.to(dtype=torch.float32), or model.double() and guide.double()"
+            )
         batch, steps = features.shape[:-2], features.shape[-2]
         valid = None if lengths is None else valid_steps(lengths, batch, steps).reshape(-1, steps, 1)
         x = features.reshape(-1, steps, self.in_features)

@@ -254,14 +254,14 @@ class NeuralODE(Transition, Gaussian):
 
         Args:
             start: ``(*lead, 1, state)``, the state at ``times[..., 0]``.
-            times: ``(time,)`` or ``(*batch, time)`` float64. A time that is repeated has the same state, as padding.
+            times: ``(time,)`` or ``(*batch, time)``, best float64. A repeated time has the same state, as padding.
             inputs: ``(*batch, time, input)`` or None.
 
         Returns:
             ``(*lead, time, state)``; differentiable.
 
         Raises:
-            ValueError: a time lies before the one before it.
+            ValueError: a time lies before the one before it, or ``start`` has more than one time.
             ops.SolverError: see the class.
         """
         if not is_bound(self):
@@ -299,6 +299,11 @@ class NeuralODE(Transition, Gaussian):
 
     def _solve(self, field: Any, start: Tensor, times: Tensor, inputs: Tensor | None) -> Tensor:
         """The path of ``field``, whose first coordinates are the state; jumps move these only."""
+        if start.dim() > 1 and start.shape[-2] != 1:
+            raise ValueError(
+                f"`start` must have shape (*lead, 1, {self.state_dim}), with a time axis of one time, got "
+                f"{tuple(start.shape)}. For one start a series give start.unsqueeze(-2)"
+            )
         _check_order(times)
         rows = None if inputs is None else inputs.split(1, -2)
         clock = times.split(1, -1)

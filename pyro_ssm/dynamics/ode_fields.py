@@ -112,6 +112,7 @@ class GreyBox(PyroModule):
 
     Raises:
         TypeError: a part cannot be called.
+        ValueError: the sizes of the state differ; or, when called, a part returns another size.
 
     Source: Rackauckas et al. (2020), "Universal differential equations for scientific machine learning".
 
@@ -136,10 +137,22 @@ class GreyBox(PyroModule):
                 raise TypeError(f"`{name}` must be callable as {name}(t, z, inputs), got {part!r}")
         self.mechanism, self.correction = mechanism, correction
         sizes = [state_dim, *(getattr(part, "state_dim", None) for part in (correction, mechanism))]
-        known = next((size for size in sizes if size is not None), None)
-        if known is not None:
-            self.state_dim = check_size("state_dim", known)
+        known = [size for size in sizes if size is not None]
+        if len(set(known)) > 1:
+            raise ValueError(
+                f"`state_dim`, that of `correction` and that of `mechanism` differ: {sizes}. Build both parts for the "
+                "whole state"
+            )
+        if known:
+            self.state_dim = check_size("state_dim", known[0])
 
     def forward(self, time: Tensor, state: Tensor, inputs: Tensor | None) -> Tensor:
         """``state`` ``(..., time, state)`` to the same shape."""
-        return self.mechanism(time, state, inputs) + self.correction(time, state, inputs)
+        known, learnt = self.mechanism(time, state, inputs), self.correction(time, state, inputs)
+        for name, value in (("mechanism", known), ("correction", learnt)):
+            if value.shape[-1] != state.shape[-1]:  # one column would broadcast over all
+                raise ValueError(
+                    f"`{name}` must return (..., time, {state.shape[-1]}), got {tuple(value.shape)} for a state of "
+                    f"shape {tuple(state.shape)}"
+                )
+        return known + learnt

@@ -16,6 +16,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions import MarkovPath
 from pyro_ssm.distributions.markov_path import Draw
 from pyro_ssm.models import StateSpaceModel, batch_shape, history, series_plate, site_name
+from pyro_ssm.models.laws import check_record
 from pyro_ssm.models.ode_sites import through_start
 from pyro_ssm.models.sde_sites import through_noise
 
@@ -128,6 +129,7 @@ class Guide(PyroModule):
 
     def parameters_given(self, data: TimeSeries) -> dict[str, Tensor]:
         """Sample the model's random parameters; dotted names as :meth:`StateSpaceModel.bind` takes them."""
+        check_record(self.model, data)
         names = random_parameters(self.model)
         if not names:
             return {}

@@ -222,7 +222,8 @@ def _parameter_events(model: StateSpaceModel) -> dict[str, torch.Size]:
 def _drawn(model: StateSpaceModel, name: str, event: torch.Size) -> Tensor:
     """A bound parameter ``(*draws, *plates, 1, *event)`` as ``(*draws, *plates, 1, numel)``."""
     path, _, attribute = name.rpartition(".")
-    module = model.get_submodule(path)
-    value = getattr(module, attribute)
-    declared = getattr(module, "event_dims", {}).get(attribute, max(len(event), 1))  # a user's field has none
+    owner = model.get_submodule(path)
+    value = getattr(owner, attribute)
+    # a field of an equation may be any PyroModule, which declares nothing
+    declared = getattr(owner, "event_dims", {}).get(attribute, max(len(event), 1))
     return value.reshape(value.shape[: value.dim() - declared] + (event.numel(),))

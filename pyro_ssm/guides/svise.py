@@ -16,6 +16,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides.bridge import AbstractBridge, BridgeContext, knots_of, time_range
 from pyro_ssm.guides.bridge_basis import legendre_basis, polynomial_basis
 from pyro_ssm.models import StateSpaceModel
+from pyro_ssm.models.laws import check_record
 from pyro_ssm.ops.kalman import matvec
 
 __all__ = ["SVISE"]
@@ -83,6 +84,7 @@ class SVISE(AbstractBridge):
         parameters: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(model, check_choice("covariance", covariance, ("diagonal", "full")), True, parameters)
+        check_record(model, data)
         if data.values is None:
             raise ValueError("SVISE is built for observations: `data.values` is None")
         self.spins = model.initial.state_dim * (model.initial.state_dim - 1) // 2

@@ -26,6 +26,7 @@ from pyro_ssm.models.start import known_start, refuse_memory, start_law
 __all__ = [
     "BoundModel",
     "batch_shape",
+    "check_record",
     "emission_law",
     "history",
     "observation_law",
@@ -69,6 +70,30 @@ def batch_shape(model: BoundModel, data: TimeSeries) -> torch.Size:
     torch.Size([3])
     """
     return torch.broadcast_shapes(model.parameter_shape, data.batch_shape)
+
+
+def check_record(model: BoundModel, data: Any) -> None:
+    """Refuse data that cannot be a record of the model.
+
+    Raises:
+        TypeError: it is no ``TimeSeries``.
+        ValueError: it has another number of columns than the emission.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.laws import check_record
+    >>> model = ssm.StateSpaceModel(
+    ...     ssm.dynamics.NormalInitial(2), ssm.dynamics.LinearNormal(2), ssm.emissions.LinearNormal(2, 1))
+    >>> check_record(model, ssm.TimeSeries(torch.arange(4.0), torch.zeros(3, 4, 1)))
+    """
+    if not isinstance(data, TimeSeries):
+        raise TypeError(
+            f"model(data) needs a TimeSeries, got {type(data).__name__}. Wrap it: TimeSeries(times, values)"
+        )
+    if data.values is not None and data.values.shape[-1] != model.emission.obs_dim:
+        raise ValueError(
+            f"`data.values` has {data.values.shape[-1]} columns, the emission has obs_dim={model.emission.obs_dim}. "
+            "Build the emission with the number of columns of the data"
+        )
 
 
 def _at_observations(data: TimeSeries, tensor: Tensor | None, dim: int) -> Tensor | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_ssm.binding import bind
 from pyro_ssm.components import Component, Emission, Initial, Memory, Transition
 from pyro_ssm.data import TimeSeries
-from pyro_ssm.models.laws import history, observation_law
+from pyro_ssm.models.laws import check_record, history, observation_law
 from pyro_ssm.models.plates import series_plate, site_name
 from pyro_ssm.models.sde_sites import sample_states
 
@@ -98,14 +98,7 @@ class StateSpaceModel(PyroModule):
 
     def forward(self, data: TimeSeries) -> tuple[Tensor, Tensor]:
         """The generative program over ``data``: returns the path ``(*batch, time, state)`` and the record ``y``."""
-        if not isinstance(data, TimeSeries):
-            raise TypeError(
-                f"model(data) needs a TimeSeries, got {type(data).__name__}. Wrap it: TimeSeries(times, values)"
-            )
-        if data.values is not None and data.values.shape[-1] != self.emission.obs_dim:
-            raise ValueError(
-                f"`data.values` has {data.values.shape[-1]} columns, the emission has obs_dim={self.emission.obs_dim}"
-            )
+        check_record(self, data)
         bound = self.bind()
         run = history(bound, data)
         with series_plate(self, data):

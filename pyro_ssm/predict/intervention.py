@@ -135,6 +135,8 @@ def _position(data: TimeSeries, time: Any) -> Tensor:
 
 
 def _action(state: Any, state_dim: int) -> Callable[[Tensor], Tensor]:
+    if state_dim == 0:
+        raise ValueError("`state` is given, but this model has no state: give `inputs` or `parameters`")
     if isinstance(state, Mapping):
         wrong = [i for i in state if not isinstance(i, int) or not -state_dim <= i < state_dim]
         if wrong:
@@ -161,6 +163,8 @@ def _with_inputs(data: TimeSeries, inputs: Any, position: Tensor) -> TimeSeries:
     new = torch.as_tensor(inputs).to(data.inputs)
     try:
         new = new.expand(data.inputs.shape) if new.dim() < data.inputs.dim() else new
+        if new.shape[-2:] != data.inputs.shape[-2:]:  # one column would be compared with each
+            raise RuntimeError
         changed = data.replace(inputs=new)
     except RuntimeError:
         raise ValueError(f"`inputs` must have the shape {tuple(data.inputs.shape)}, got {tuple(new.shape)}") from None

@@ -78,6 +78,10 @@ def test_shared_draws_are_not_copied_to_each_series():
 def test_wrong_features_are_named():
     with pytest.raises(ValueError, match=r"linear map of 3 feature\(s\) got 2"):
         Linear(3, 4)(torch.zeros(5, 2))
+    with pytest.raises(ValueError, match=r"weights of torch.float32 got x of torch.float64.*data.to\(dtype"):
+        Linear(3, 4)(torch.zeros(5, 3, dtype=torch.float64))
+    with torch.autocast("cpu", torch.bfloat16):  # which casts by itself
+        assert Linear(3, 4)(torch.zeros(5, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="in_features"):
         Linear(0, 4)
     with pytest.raises(TypeError, match="out_features"):

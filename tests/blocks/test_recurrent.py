@@ -127,6 +127,8 @@ def test_errors_say_what_is_wanted():
     made = RecurrentEncoder(3, 4)
     with pytest.raises(ValueError, match="in_features=3"):
         made(torch.zeros(2, 6, 2))
+    with pytest.raises(ValueError, match=r"weights of torch.float32, got `features` of torch.float64.*guide.double"):
+        made(torch.zeros(2, 6, 3, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"`lengths` of shape \(4,\) does not fit"):
         made(torch.zeros(2, 6, 3), torch.ones(4, dtype=torch.long))
     with pytest.raises(TypeError, match="must hold integers"):

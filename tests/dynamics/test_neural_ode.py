@@ -332,3 +332,13 @@ def test_what_does_not_fit_is_refused():
         )
     with pytest.raises(FloatingPointError, match="the path of 'rk4' is not finite at step 1"):
         NeuralODE(lambda t, z, u: z / 0, method="rk4", state_dim=1).solve(torch.ones(1, 1), times[0])
+    with pytest.raises(ValueError, match=r"`start` must have shape \(\*lead, 1, 2\).*start.unsqueeze"):
+        NeuralODE(MLPDrift(2, 4)).solve(start.squeeze(-2), times[0])
+
+
+def test_parts_of_a_grey_box_have_one_size():
+    with pytest.raises(ValueError, match=r"`mechanism` differ: \[None, 3, 2\]"):
+        GreyBox(MLPDrift(2), MLPDrift(3))
+    field = GreyBox(lambda t, z, u: z[..., :1], MLPDrift(2))
+    with pytest.raises(ValueError, match=r"`mechanism` must return \(..., time, 2\), got \(1, 1\)"):
+        field(torch.zeros(1, 1), torch.zeros(1, 2), None)  # would be added to both coordinates

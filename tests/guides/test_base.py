@@ -79,6 +79,15 @@ def test_a_guide_needs_values(data):
         Structured(toy(dtype=torch.float32), 8)(data.without_values())
 
 
+def test_data_of_other_columns_are_refused_by_the_emission(data):
+    model = toy(dtype=torch.float32)
+    wide = TimeSeries(data.times, torch.zeros(data.batch_shape + (data.num_times, 5)))
+    with pytest.raises(ValueError, match=f"has 5 columns, the emission has obs_dim={model.emission.obs_dim}"):
+        Structured(model, 8)(wide)
+    with pytest.raises(TypeError, match="needs a TimeSeries, got Tensor"):
+        Structured(model, 8)(torch.zeros(3))
+
+
 def test_what_a_subclass_must_define_is_named(data):
     class Empty(Guide):
         looks_ahead = False

@@ -99,6 +99,13 @@ def test_knots_and_first_states_of_svise():
         assert terms.path.shape == (2,) and (terms.path > 0).all()
 
 
+def test_data_of_other_columns_are_refused():
+    sde = NeuralSDE(MLPDrift(1, 4), ConstantDiffusion(0.5, 1))
+    model = StateSpaceModel(NormalInitial(1), sde, LinearNormal(1, 1))
+    with pytest.raises(ValueError, match="has 2 columns, the emission has obs_dim=1"):
+        SVISE(model, TimeSeries(torch.arange(4.0), torch.zeros(3, 4, 2)))
+
+
 def test_a_point_estimate_of_the_parameters():
     """``parameters=`` takes any guide: here the mode."""
     data, model = series(), linear()

@@ -17,7 +17,7 @@ from pyro_ssm.binding import parameter_names
 from pyro_ssm.blocks import with_normal_priors
 from pyro_ssm.dynamics import EmptyInitial, EmptyTransition, NormalInitial, OrnsteinUhlenbeck
 from pyro_ssm.guides import Structured
-from pyro_ssm.infer import Marginal, PostJumpELBO, bootstrap, fit, particle_filter, predictive_filter
+from pyro_ssm.infer import Marginal, PostJumpELBO, bootstrap, fit, kalman_filter, particle_filter, predictive_filter
 from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.testing import InitialContract, TransitionContract
 from pyro_ssm.testing.checks import perturb
@@ -386,3 +386,9 @@ class TestEmptyTransition(TransitionContract):
 
     def make_component(self):
         return EmptyTransition()
+
+
+def test_filters_of_states_name_the_one_of_predictions():
+    data = TimeSeries(torch.arange(4.0), torch.zeros(2, 4, 1))
+    with pytest.raises(TypeError, match="no state to filter.*infer.predictive_filter"):
+        kalman_filter(models.gru_d(1, hidden_dim=4), data)

@@ -6,6 +6,8 @@ import torch
 from pyro.nn import PyroSample
 
 import pyro_ssm as ssm
+from pyro_ssm.data import TimeSeries
+from pyro_ssm.models import gru_d
 from pyro_ssm.predict import PosteriorDraws, counterfactual, posterior_draws
 from tests.predict.gaussian import gaussian_model
 
@@ -234,9 +236,16 @@ class TestErrors:
         with pytest.raises((ValueError, KeyError), match=message):
             counterfactual(gaussian_model(), None, some_data(), given.pop("time"), num_samples=2, **given)
 
+    def test_a_model_without_a_state(self):
+        data = TimeSeries(torch.arange(3.0), torch.zeros(2, 3, 1))
+        with pytest.raises(ValueError, match="this model has no state"):
+            counterfactual(gru_d(1, hidden_dim=4), None, data, 1.0, state=torch.zeros(2, 1), num_samples=2)
+
     def test_inputs_of_the_past(self):
         model, data = gaussian_model(with_inputs=True), some_data(inputs=True)
         with pytest.raises(ValueError, match="differ from those of the data at position 0"):
             counterfactual(model, None, data, 0.5, inputs=data.inputs + 1, num_samples=2)
+        with pytest.raises(ValueError, match=r"`inputs` must have the shape .* got"):
+            counterfactual(model, None, data, 0.5, inputs=torch.zeros(data.inputs.shape[:-1] + (3,)), num_samples=2)
         with pytest.raises(ValueError, match="of shape"):
             counterfactual(model, None, data, torch.zeros(3), state=keep, num_samples=2)
