@@ -112,7 +112,7 @@ class GreyBox(PyroModule):
 
     Raises:
         TypeError: a part cannot be called.
-        ValueError: the sizes of the state differ; or, when called, a part returns another size.
+        ValueError: the sizes of the state differ; or, when called, the parts return different sizes.
 
     Source: Rackauckas et al. (2020), "Universal differential equations for scientific machine learning".
 
@@ -147,12 +147,11 @@ class GreyBox(PyroModule):
             self.state_dim = check_size("state_dim", known[0])
 
     def forward(self, time: Tensor, state: Tensor, inputs: Tensor | None) -> Tensor:
-        """``state`` ``(..., time, state)`` to the same shape."""
+        """``state`` ``(..., time, state)`` to the same shape (or, of an acceleration, to half as many columns)."""
         known, learnt = self.mechanism(time, state, inputs), self.correction(time, state, inputs)
-        for name, value in (("mechanism", known), ("correction", learnt)):
-            if value.shape[-1] != state.shape[-1]:  # one column would broadcast over all
-                raise ValueError(
-                    f"`{name}` must return (..., time, {state.shape[-1]}), got {tuple(value.shape)} for a state of "
-                    f"shape {tuple(state.shape)}"
-                )
+        if known.shape[-1] != learnt.shape[-1]:  # one column would broadcast over all
+            raise ValueError(
+                f"`mechanism` and `correction` must return as many columns as each other, got {tuple(known.shape)} and "
+                f"{tuple(learnt.shape)} for a state of shape {tuple(state.shape)}"
+            )
         return known + learnt

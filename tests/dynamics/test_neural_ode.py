@@ -336,9 +336,17 @@ def test_what_does_not_fit_is_refused():
         NeuralODE(MLPDrift(2, 4)).solve(start.squeeze(-2), times[0])
 
 
+def test_a_grey_box_may_be_an_acceleration():
+    spring = GreyBox(lambda t, z, u: -4 * z[..., :1], lambda t, z, u: torch.zeros_like(z[..., :1]))
+    ode = NeuralODE(SecondOrder(1, acceleration=spring), **TIGHT)
+    times = torch.linspace(0, 2, 9, dtype=torch.float64)
+    path = ode.solve(torch.tensor([[1.0, 0.0]], dtype=torch.float64), times)
+    torch.testing.assert_close(path[:, 0], (2 * times).cos(), rtol=1e-6, atol=1e-6)
+
+
 def test_parts_of_a_grey_box_have_one_size():
     with pytest.raises(ValueError, match=r"`mechanism` differ: \[None, 3, 2\]"):
         GreyBox(MLPDrift(2), MLPDrift(3))
     field = GreyBox(lambda t, z, u: z[..., :1], MLPDrift(2))
-    with pytest.raises(ValueError, match=r"`mechanism` must return \(..., time, 2\), got \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"as many columns as each other, got \(1, 1\) and \(1, 2\)"):
         field(torch.zeros(1, 1), torch.zeros(1, 2), None)  # would be added to both coordinates
