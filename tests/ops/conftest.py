@@ -15,7 +15,7 @@ def engine(request, monkeypatch):
     use(request.param, monkeypatch)
     yield request.param
     if request.param == "CUDA":
-        torch.set_default_device(None)  # any device, the CPU too, would leave a mode behind that torch.compile trips over
+        torch.set_default_device(None)  # a device, even the CPU, would leave a mode that torch.compile cannot trace
 
 
 def use(engine, monkeypatch):
