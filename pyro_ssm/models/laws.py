@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class BoundModel(Protocol):
     """What these functions ask of a model: its parts, with plain tensors for parameters (see ``StateSpaceModel.bind``).
 

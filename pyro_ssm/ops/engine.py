@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from pyro_ssm.ops.cuda import CudaEngine, cuda_reason
 __all__ = ["CpuEngine", "Engine", "engine_of"]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What calls a function of a library with a struct of eight-byte fields.
 
