@@ -19,7 +19,7 @@ from pyro_ssm.infer import (
     particle_filter,
 )
 from pyro_ssm.infer.smc import FixedNoise, Genealogy, Moments, ParticleCollapseWarning, Resampled, Resampling
-from pyro_ssm.models import StateSpaceModel, vrnn
+from pyro_ssm.models import StateSpaceModel, observation_law, vrnn
 from pyro_ssm.ops.resampling import SCHEMES
 from tests.contracts.toys import Decay, See, Start, normal, remembering, series, toy
 from tests.infer.smc.programs import D, assert_unbiased, repeated
@@ -103,8 +103,10 @@ def test_nothing_seen_at_all_one_step_one_particle():
     assert_unbiased(particle_filter(bootstrap(model, many), 100).total, exact)
     lone = particle_filter(bootstrap(model, series(4)), 1)
     assert (lone.ess == 1).all() and not lone.resampled.any()
-    always = particle_filter(bootstrap(model, series(4)), 1, ess_threshold=1.0)
-    assert always.resampled[1:].all() and torch.isfinite(always.total)
+    always = particle_filter(bootstrap(model, series(4)), 1, ess_threshold=1.0, collectors=[Genealogy()])
+    assert always.resampled[1:].all()
+    path, bound = always.collected["genealogy"].paths()[0], model.bind()  # its estimate is the density of one path
+    assert torch.allclose(always.total, observation_law(bound, series(4), path).log_prob(series(4).values), atol=1e-12)
 
 
 @torch.no_grad()

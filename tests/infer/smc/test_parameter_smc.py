@@ -170,7 +170,8 @@ def test_root_of_a_weighted_cloud():
     root = walk_root(x, weights)
     exact = 2.38**2 / 3 * torch.cov(x.T, aweights=weights, correction=0)
     assert torch.allclose(root @ root.mT, exact, rtol=2e-2, atol=1e-2)
-    assert bool(torch.isfinite(walk_root(torch.zeros(5, 2, dtype=D))).all())  # all members the same
+    still = 2.38 / math.sqrt(2) * 1e-6 * torch.eye(2, dtype=D)  # all members the same: it hardly moves
+    assert torch.allclose(walk_root(torch.full((5, 2), 3.0, dtype=D)), still, rtol=1e-6, atol=1e-12)
     units = torch.tensor([1e-3, 1.0, 1e4], dtype=D)  # a walk knows no units
     assert torch.allclose(walk_root(units * x, weights), units.unsqueeze(-1) * root, rtol=1e-3)
     few = walk_root(units * x[:2])  # two members lie on a line
