@@ -73,13 +73,15 @@ def test_temperatures_keep_the_effective_sample_size():
 def test_particles_are_doubled_where_moves_are_rejected():
     """With two particles the estimates are so bad that little is accepted; the answer is right all the same."""
     model, data, known = judged(one=True)
-    found = smc_squared(model, data, 200, 2, least_acceptance=0.25, max_particles=64, progress=False)
-    assert float(found.stages[0]) == 2
-    assert float(found.stages[-1]) > 2
-    assert bool((found.stages.diff() >= 0).all())
-    x = logs(found, model)[0]
-    assert float((x.mean(0) - known.mean).abs() / known.std) < 0.5
-    assert math.log(0.3) < float(found.log_evidence) - known.log_evidence < math.log(3.0)
+    runs = [
+        smc_squared(model, data, 200, 2, least_acceptance=0.25, max_particles=64, progress=False) for _ in range(RUNS)
+    ]
+    for run in runs:
+        assert float(run.stages[0]) == 2
+        assert float(run.stages[-1]) > 2
+        assert bool((run.stages.diff() >= 0).all())
+    assert_mean(torch.stack([logs(run, model)[0].mean(0) for run in runs]), known.mean, known.std)
+    assert_mean(torch.stack([(run.log_evidence - known.log_evidence).exp() for run in runs]), 1.0, 1.0)
 
 
 @pytest.mark.parametrize("sampler", [ibis, smc_sampler])

@@ -10,6 +10,7 @@ from pyro_ssm.infer import kalman_filter, kalman_smoother, locally_optimal, part
 from pyro_ssm.infer.smc import HamiltonianMove
 from pyro_ssm.models import StateSpaceModel
 from tests.contracts.toys import posterior, remembering, series, toy
+from tests.infer.smc.known_posterior import assert_mean, judged, logs
 from tests.infer.smc.programs import D, Walk, close
 
 
@@ -98,6 +99,16 @@ def test_the_posterior_of_a_rate_is_that_of_quadrature():
     found = particle_gibbs(model, data, 50, num_particles=8, num_chains=100, num_warmup=30, progress=False)
     assert_posterior(found, "transition.rate", exact, data)
     assert 0.5 < found.acceptance.mean() < 0.95
+
+
+def test_the_posterior_that_other_samplers_are_judged_by():
+    """Two parameters, of the motion and of the observation, as in the tests of `pmmh` and `smc_squared`."""
+    model, data, known = judged()
+    found = particle_gibbs(model, data, 25, num_particles=10, num_chains=80, num_warmup=35, progress=False)
+    x = logs(found, model)
+    assert_mean(x.mean(1), known.mean, known.std)
+    assert_mean(((x - known.mean) ** 2).mean(1), known.std**2, known.std**2, precision=0.4)
+    assert_mean(found.states.mean(1), known.states, torch.tensor(0.5), sigmas=4.5, precision=0.3)
 
 
 def test_shapes_thinning_and_arviz():
