@@ -1,7 +1,5 @@
 """The terms of ODE2VAE along the path, against the exact law of a linear equation."""
 
-import math
-
 import pyro.distributions as dist
 import pytest
 import torch
@@ -94,9 +92,24 @@ def test_gradients_of_the_terms_along_the_path():
                 with torch.no_grad():
                     parameter[at] -= sign * 1e-5
             assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(float(slope[at]), rel=1e-4, abs=1e-4)
+
+
+def test_a_minibatch_stands_for_all_series():
+    """One series of three counts three times; without the scaling it is that series."""
+    model, guide, _ = linear_ode2vae()
+    data = series(lengths=torch.tensor([6, 3, 4]))
     batch = data.minibatch(torch.tensor([1]))
-    torch.manual_seed(0)
-    assert math.isfinite(PushForwardELBO().loss(model, guide, batch))
+    found = []
+    for some in (batch, batch.replace(total=None, index=None), data.series(1)):
+        torch.manual_seed(0)
+        found.append(PushForwardELBO().loss(model, guide, some))
+    assert found[0] == pytest.approx(3 * found[1], rel=1e-9)
+    assert found[1] == pytest.approx(found[2], rel=1e-9)
+
+
+def test_what_it_cannot_do_is_refused():
+    model, guide, _ = linear_ode2vae()
+    data = series(num=3)
     with pytest.raises(TypeError, match="NeuralODE"):
         PushForwardELBO().loss(models.latent_sde(2, 2), guide, data)
     with pytest.raises(ValueError, match="weight"):
