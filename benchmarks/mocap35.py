@@ -47,6 +47,7 @@ BASELINES = (
     ("nearest training series by the first 3 frames", "23.08"),
     ("kernel average of training series", "18.58"),
     ("the truth, projected on 6 training components", "1.22"),
+    ("an earlier design of this script: paces of ±15 %, weights of the least error of the validation split", "10.03"),
 )
 
 
@@ -239,14 +240,15 @@ def table(result: dict[str, Any]) -> str:
     lines += [f"| this script, latent ODE | {statistics.mean(single):.2f} ± {spread:.2f} |"]
     lines += [f"| this script, the mean forecast of its {len(runs)} runs | {together:.2f} |"]
     lines += [f"| {name} | {value} |" for name, value in (*PUBLISHED, *BASELINES)]
-    over = statistics.mean(single) - 10
+    over, below = statistics.mean(single) - 10, sum(x <= 10 for x in single)
     lines += [
         "",
-        f"Target: at most 10; {f'missed by {over:.2f}' if over > 0 else 'reached'}. {len(runs)} runs that differ in "
-        f"their seed ({', '.join(f'{x:.2f}' for x in single)}; ± is their standard deviation), {sum(args['steps'])} "
-        f"steps each, trained on the training split; {result['minutes']:.1f} minutes for all and the "
-        f"cross-validation, on one thread of a shared processor. The test split (4 series, the mean forecast at "
-        f"{', '.join(f'{x:.2f}' for x in series)}) was read once with this design, after all runs.",
+        f"Target: at most 10; {f'missed by {over:.2f}' if over > 0 else 'reached'} by the mean, reached by {below} of "
+        f"{len(runs)} runs, which differ in their seed ({', '.join(f'{x:.2f}' for x in single)}; ± is their standard "
+        f"deviation). {sum(args['steps'])} steps each, trained on the training split; {result['minutes']:.1f} minutes "
+        "for all and the cross-validation, on one thread of a shared processor. The test split (4 series, the mean "
+        f"forecast at {', '.join(f'{x:.2f}' for x in series)}) was read once with this design, after all runs; the "
+        "earlier design of the table had read it too.",
     ]
     if cross:
         held, valid = cross["training"], cross["validation"]
