@@ -11,9 +11,10 @@ from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.dynamics import NeuralODE
-from pyro_ssm.models.laws import BoundModel, batch_shape, solve_from, stopped_times, times_law
+from pyro_ssm.models.laws import BoundModel, batch_shape, solve_from, stopped_times
 from pyro_ssm.models.plates import site_name
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
+from pyro_ssm.models.times import times_law
 from pyro_ssm.ops import SolverError
 
 __all__ = ["diverging", "field_penalty", "path_site", "sample_started", "through_start"]
