@@ -40,7 +40,7 @@ def path_times_law(model: BoundModel, data: TimeSeries, path: Tensor) -> Poisson
     ...     ssm.dynamics.NormalInitial(1), ssm.dynamics.discretize(ode, "flow", noise_floor=1.0),
     ...     ssm.emissions.LinearNormal(1, 1))
     >>> data = ssm.TimeSeries([0.0, 1.0, 3.0], torch.zeros(3, 1))
-    >>> path_times_law(model.bind(), data, torch.zeros(3, 1)).total             # a rate of 1 over 3 units of time
+    >>> path_times_law(model.bind(), data, torch.zeros(3, 1)).total.round()     # a rate of 1 over 3 units of time
     tensor([3.])
     """
     ode: NeuralODE = timed_equation(model.transition)  # type: ignore[assignment]

@@ -166,7 +166,7 @@ def test_what_cannot_count_the_times_refuses():
         lambda: infer.extended_kalman_filter(model, data),
         lambda: infer.unscented_kalman_filter(model, data),
         lambda: infer.ensemble_kalman_filter(model, data),
-        lambda: fisher_score(model, data),
+        lambda: fisher_score(model, data, 5),
     ):
         with pytest.raises(TypeError, match="does not count the times of observation"):
             call()
