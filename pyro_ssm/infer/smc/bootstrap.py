@@ -22,7 +22,9 @@ def bootstrap(model: Any, data: TimeSeries) -> FeynmanKac:
     It needs no density of the transition (``SampleOnly`` will do) and no proposal; its weights are uneven where an
     observation says much more than the transition does. Memory, missing entries, own time grids, inputs, refined
     grids, ragged batches and batches of parameters are as in the model; where nothing is observed the increment of the
-    log-likelihood is exactly 0.
+    log-likelihood is exactly 0. Where an equation has a ``log_intensity`` the weights count the Poisson process of the
+    times as well, :math:`G_k\\, e^{-\\Lambda_k} \\prod_{i\\ \\text{seen}} \\lambda_i(t_k, z_k)` (a second
+    solve of the gap).
 
     Args:
         model: a :class:`~pyro_ssm.models.StateSpaceModel`, bound, or without random parameters.
@@ -45,7 +47,8 @@ def bootstrap(model: Any, data: TimeSeries) -> FeynmanKac:
     kernel = Kernel(steps, lambda k, state, summary: Proposed(steps.law(k, state, summary)))
 
     def log_potential(k: int, previous: StateParticles | None, particles: StateParticles) -> Tensor:
-        return steps.log_observation(k, particles.state, particles.summary)
+        seen = steps.log_observation(k, particles.state, particles.summary)
+        return seen + steps.log_times(k, None if previous is None else previous.state, particles.state)
 
     affine = AffineSteps(steps.moves, steps.observed) if steps.memory is None else None
     return process(steps, kernel, log_potential, steps.seen, affine=affine)

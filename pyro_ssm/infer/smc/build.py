@@ -125,10 +125,11 @@ def _state(particles: StateParticles) -> Tensor:
 
 
 def _log_transition(steps: ModelSteps) -> Callable[[int, StateParticles, StateParticles], Tensor]:
-    """Of all that weighs a pair of states, only the transition density depends on the earlier one."""
+    """Of all that weighs a pair of states, only the transition density and the times depend on the earlier one."""
 
     def log_backward(k: int, previous: StateParticles, particles: StateParticles) -> Tensor:
-        return log_density(steps.law(k, previous.state, None), particles.state)
+        moved = log_density(steps.law(k, previous.state, None), particles.state)
+        return moved + steps.log_times(k, previous.state, particles.state)
 
     return log_backward
 
@@ -153,7 +154,8 @@ def _log_step(steps: ModelSteps) -> Callable[[int, StateParticles | None, StateP
     def log_step(k: int, previous: StateParticles | None, particles: StateParticles) -> Tensor:
         state = particles.state
         _, summary = steps.before(k, previous, state.shape[:-2])
-        law = steps.law(k, None if previous is None else previous.state, summary)
-        return log_density(law, state) + steps.log_observation(k, state, particles.summary)
+        before = None if previous is None else previous.state
+        moved = log_density(steps.law(k, before, summary), state) + steps.log_times(k, before, state)
+        return moved + steps.log_observation(k, state, particles.summary)
 
     return log_step

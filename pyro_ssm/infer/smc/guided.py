@@ -95,8 +95,9 @@ def guided(
     def log_potential(k: int, previous: StateParticles | None, particles: StateParticles) -> Tensor:
         state = particles.state
         _, summary, proposed = kernel.begin(k, previous, state.shape[:-2])
-        moved = log_density(steps.law(k, None if previous is None else previous.state, summary), state)
-        return moved - log_density(proposed.law, state) + steps.log_observation(k, state, particles.summary)
+        before = None if previous is None else previous.state
+        moved = log_density(steps.law(k, before, summary), state) - log_density(proposed.law, state)
+        return moved + steps.log_observation(k, state, particles.summary) + steps.log_times(k, before, state)
 
     def log_twist(k: int, particles: StateParticles) -> Tensor:
         return twist(k, particles.state.squeeze(-2))

@@ -105,7 +105,10 @@ def locally_optimal(model: Any, data: TimeSeries) -> FeynmanKac:
     kernel = Kernel(steps, propose)
 
     def log_potential(k: int, previous: StateParticles | None, particles: StateParticles) -> Tensor:
-        return kernel.begin(k, previous, particles.state.shape[:-2]).proposed.log_weight
+        state, before = particles.state, None if previous is None else previous.state
+        weight = kernel.begin(k, previous, state.shape[:-2]).proposed.log_weight
+        timing = steps.log_times(k, before, state)
+        return timing.expand(state.shape[:-2]) if weight is None else weight + timing
 
     return process(steps, kernel, log_potential, steps.seen)
 

@@ -9,10 +9,13 @@ from torch import Tensor
 
 from pyro_ssm.components import gaps
 from pyro_ssm.data import TimeSeries
+from pyro_ssm.distributions import PoissonTimes
+from pyro_ssm.dynamics.timed import timed_equation
 from pyro_ssm.infer.smc.affine_moves import AffineMoves
 from pyro_ssm.infer.smc.densities import log_density
 from pyro_ssm.models.laws import batch_shape
 from pyro_ssm.models.state_space import StateSpaceModel
+from pyro_ssm.models.times import check_channels
 
 __all__ = ["ModelSteps", "StateParticles", "check_model_and_data"]
 
@@ -98,6 +101,7 @@ class ModelSteps:
         self._full = flat.all(-1).all(0).tolist()
         at = range(data.num_times) if data.observed_index is None else data.observed_index.tolist()
         self.observed_at: dict[int, int] = {k: j for j, k in enumerate(at)}
+        self._timed = timed_equation(self.model.transition)
         self._moves: AffineMoves | None = None
         self._moves_of: Any = None  # the model whose they are
         if self.memory is not None:
@@ -114,7 +118,11 @@ class ModelSteps:
 
     @property
     def seen(self) -> Tensor:
-        """bool ``(*batch, time)``, True where any entry of a series was observed."""
+        """bool ``(*batch, time)``, True where any entry of a series was observed; where the times tell something, all
+        real steps: that nothing was seen tells something too.
+        """
+        if self._timed is not None:
+            return self.data.step_mask.expand(self.batch_shape + (self.num_times,))
         seen = self.data.mask.any(-1)
         if self.data.observed_index is not None:
             full = seen.new_zeros(seen.shape[:-1] + (self.num_times,))
@@ -162,6 +170,26 @@ class ModelSteps:
             return state.new_zeros(())
         return log_density(*self.observed(k, state, summary))
 
+    def log_times(self, k: int, previous: Tensor | None, state: Tensor) -> Tensor:
+        """What the times of observation say, ``(N, *batch)``, where the equation has an intensity; else exactly 0,
+
+        .. math:: \\sum_i \\Big( m_{ki} \\log \\lambda_i(t_k, z_k) - \\int_{t_{k-1}}^{t_k} \\lambda_i\\, dt \\Big),
+
+        the integral on the flow from the state before.
+        """
+        ode, terms = self._timed, state.new_zeros(())
+        if ode is None:
+            return terms
+        if previous is not None:
+            inputs = self._input(k - 1)
+            terms = -ode.flow_intensity(previous, self._times[k - 1], self._times[k], inputs).sum(-1).squeeze(-1)
+        if k not in self.observed_at:
+            return terms
+        log_rate = ode.log_intensity_at(state, self._times[k], self._input(k))
+        check_channels(log_rate, self.data.obs_dim)
+        none = log_rate.new_zeros(log_rate.shape[-1])
+        return terms + PoissonTimes(log_rate, none).log_prob(self._masks[self.observed_at[k]])
+
     def observed(self, k: int, state: Tensor, summary: Tensor | None = None) -> tuple[Any, Tensor, Tensor | None]:
         """The law of :math:`y_k`, what was seen, and its mask (None where all was), at an observed step."""
         j = self.observed_at[k]
@@ -170,6 +198,8 @@ class ModelSteps:
 
     def moves(self) -> list[tuple[Tensor, Tensor, Tensor]] | None:
         """Of an affine transition with independent noise, what it does at each step from the second on."""
+        if self._timed is not None:
+            return None
         return AffineMoves(self.model.transition, self.data, self.memory is not None).steps
 
     def _input(self, k: int) -> Tensor | None:
