@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_ssm.components import AffineGaussian
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions.diagonal_normal import MovedNormal
+from pyro_ssm.infer.smc.step_index import StepIndex
 
 __all__ = ["AffineMoves"]
 
@@ -40,6 +41,7 @@ class AffineMoves:
 
     def __init__(self, transition: Any, data: TimeSeries, remembers: bool) -> None:
         self.steps: list[tuple[Tensor, Tensor, Tensor]] | None = None
+        self._whole: tuple[tuple[Tensor, int], ...] = ()
         self._parameters = list(transition.parameters())
         self._versions = [x._version for x in self._parameters]
         if remembers or torch.is_grad_enabled() or not isinstance(transition, AffineGaussian) or data.num_times < 2:
@@ -55,16 +57,20 @@ class AffineMoves:
             return
         num, parts = data.num_times - 1, ((matrix, -3), (offset, -2), (scale, -2))
         self.steps = list(zip(*(_of_steps(x, dim, num) for x, dim in parts), strict=True))
+        self._whole = parts
 
     @property
     def is_stale(self) -> bool:
         """Whether a parameter was changed in place since."""
         return self._versions != [x._version for x in self._parameters]
 
-    def law(self, k: int, state: Tensor) -> MovedNormal | None:
+    def law(self, k: StepIndex, state: Tensor) -> MovedNormal | None:
         """Of :math:`z_k` given z[k - 1] ``(N, *batch, 1, state)``; None where the transition itself is to be asked."""
         if self.steps is None or torch.is_grad_enabled():
             return None
+        if isinstance(k, Tensor):
+            now = (x if _is_shared(x, dim) else x.index_select(dim, k - 1) for x, dim in self._whole)
+            return MovedNormal(state, *now)
         return MovedNormal(state, *self.steps[k - 1])
 
 
@@ -73,8 +79,13 @@ def _definer(component: Any, name: str) -> type:
     return next(cls for cls in type(component).__mro__ if name in vars(cls))
 
 
+def _is_shared(x: Tensor, dim: int) -> bool:
+    """Whether all steps have the same."""
+    return x.dim() < -dim or x.shape[dim] == 1
+
+
 def _of_steps(x: Tensor, dim: int, num: int) -> list[Tensor]:
     """One tensor a step, with a time axis of 1, contiguous."""
-    if x.dim() < -dim or x.shape[dim] == 1:
+    if _is_shared(x, dim):
         return [x.contiguous()] * num
     return [now.contiguous() for now in x.split(1, dim)]

@@ -54,7 +54,7 @@ class TransportResampling(Resampling):
     tensor(2.6000)
     """
 
-    smooth = True
+    smooth = reads = True
 
     def __init__(self, regularisation: float = 0.5, tolerance: float = 1e-4, max_iterations: int = 1000) -> None:
         for name, value in (
