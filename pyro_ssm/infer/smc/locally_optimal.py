@@ -16,7 +16,7 @@ from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles, check_model_and_data
 from pyro_ssm.infer.smc.step_index import StepIndex
 from pyro_ssm.models.linear_gaussian import over_time
-from pyro_ssm.ops.kalman import HALF_LOG_2PI, hide_rows, matvec, update
+from pyro_ssm.ops.kalman import HALF_LOG_2PI, matvec, update, without_hidden_rows
 
 __all__ = ["conditional", "given_observation", "locally_optimal"]
 
@@ -51,7 +51,7 @@ def conditional(
     >>> mean, root ** 2
     (tensor([1.]), tensor([[0.5000]]))
     """
-    y, H, d, R = (value, *emission) if mask is None else hide_rows(mask, value, *emission)
+    y, H, d, R = (value, *emission) if mask is None else without_hidden_rows(mask, value, *emission)
     mean, root, e, s = update(mean, root, y - matvec(H, mean) - d, H, R)
     terms = -0.5 * e.square() - s.log() - HALF_LOG_2PI
     if mask is None:

@@ -107,12 +107,13 @@ class PretendCuda(TorchDispatchMode):
 
         return pytree.tree_map_only(torch.Tensor, wrap, out)
 
-    def move(self, module):
+    @staticmethod
+    def move(module):
         """A module's parameters and buffers, there."""
         for part in module.modules():
             for name, x in part._parameters.items():
                 if x is not None:
-                    part._parameters[name] = torch.nn.Parameter(OnDevice(x.detach()), requires_grad=False)
+                    part._parameters[name] = torch.nn.Parameter(OnDevice(x.detach()))
             for name, x in part._buffers.items():
                 if x is not None:
                     part._buffers[name] = OnDevice(x)
@@ -130,6 +131,7 @@ class _Record:
 
     def __init__(self):
         self.calls, self.own, self.before = [], set(), []
+        self.random = torch.get_rng_state()
         self.alive = []  # addresses stay taken
 
     def run(self, func, args, kwargs):
@@ -148,6 +150,7 @@ class _Record:
         return out
 
     def end(self):
+        torch.set_rng_state(self.random)
         for x, value in self.before:
             x.copy_(value)
         for *_, out, fresh in self.calls:
@@ -216,5 +219,12 @@ def pretend_cuda(monkeypatch):
         "graph": graph,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    tensor = torch.tensor
+
+    def tensor_there(data, *args, device=None, **kwargs):
+        made = tensor(data, *args, **kwargs)
+        return made if device is None else made.to(device=device)
+
+    monkeypatch.setattr(torch, "tensor", tensor_there)
     with device, torch.no_grad():
         yield device
