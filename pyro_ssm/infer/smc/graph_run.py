@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from pyro_ssm.infer.smc.capture import Capture, CudaGraphs
 from pyro_ssm.infer.smc.collectors.base import Collector
+from pyro_ssm.infer.smc.device_constants import DeviceConstants
 from pyro_ssm.infer.smc.device_stepper import DeviceStepper
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.noise import Noise
@@ -20,6 +23,8 @@ from pyro_ssm.infer.smc.tree import leaves, tree_map
 from pyro_ssm.ops.reading import no_reading
 
 __all__ = ["GraphRun", "captured_run", "graph_run"]
+
+_TORCH = str(Path(torch.__file__).parent)
 
 
 class GraphRun(NamedTuple):
@@ -167,7 +172,7 @@ class _Run:
         """One step, as a function of the tensors in their places."""
         particles, log_weights, weights, ess = tree_map(torch.clone, self.held)  # what follows may keep or move them
         last = Step(Cloud(particles, log_weights, self.k), weights, ess, ess, None, None, False)  # type: ignore[arg-type]
-        with no_reading():
+        with no_reading(), DeviceConstants():
             self._keep(self.stepper.step(last))
 
     def _keep(self, step: Step) -> None:
@@ -254,8 +259,14 @@ def _first_cause(error: BaseException) -> BaseException:
 
 def _refusal(cause: BaseException) -> str:
     return (
-        f"`cuda_graph=True`: a step cannot be captured: {type(cause).__name__}: {cause}. In a captured step `k` is an "
-        "int64 tensor (1,) on the device, with which tensors are indexed (`y[k]`, `context[..., k, :]`), and Python "
-        "reads no value that is there: no if, int(), .item(), boolean index, copy from or to the CPU, nor `k` as a key "
-        "or in a slice. Change the process so, or leave `cuda_graph` out"
+        f"`cuda_graph=True`: a step cannot be captured: {type(cause).__name__}{_place(cause)}: {cause}. In a captured step "
+        "`k` is an int64 tensor (1,) on the device, with which tensors are indexed (`y[k]`, `context[..., k, :]`), and "
+        "Python reads no value that is there: no if, int(), .item(), boolean index, copy from or to the CPU, nor `k` as "
+        "a key or in a slice. Change the process so, or leave `cuda_graph` out"
     )
+
+
+def _place(cause: BaseException) -> str:
+    """The last line of Python that is not torch's."""
+    frames = [f for f in extract_tb(cause.__traceback__) if not f.filename.startswith(_TORCH)]
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

@@ -1,7 +1,7 @@
 """A CUDA device that is none: tensors that say they are there, counted looks at them, and graphs that are replayed.
 
-An operation on such a tensor runs on the CPU, and Python takes the way that it takes for a GPU (``is_cpu`` is False). As
-on a GPU, tensors of two devices do not meet. In a capture nothing happens to tensors that were there before, what is
+An operation on such a tensor runs on the CPU, and Python takes the way that it takes for a GPU (``is_cpu`` is False).
+As on a GPU, tensors of two devices do not meet. In a capture nothing happens to tensors that were there before, what is
 made holds rubbish, and a look at a value or a copy between devices is refused; a replay does the recorded operations
 again, on the recorded tensors, and no Python.
 """
@@ -24,6 +24,7 @@ LOOKS = {
     aten.repeat_interleave.Tensor,
     aten.linalg_lu_factor.default,
     aten._linalg_solve_ex.default,
+    aten.multinomial.default,
 }
 COPIES = {aten._to_copy.default, aten.copy_.default}
 
@@ -54,6 +55,9 @@ class OnDevice(torch.Tensor):
 
     def __repr__(self):
         return f"OnDevice({self.inner})"
+
+    def new_tensor(self, data, dtype=None, device=None):
+        return torch.tensor(data, dtype=dtype or self.dtype, device=device or self.device)
 
     def tolist(self):
         return self.to(device="cpu").tolist()
@@ -219,12 +223,9 @@ def pretend_cuda(monkeypatch):
         "graph": graph,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    tensor = torch.tensor
-
-    def tensor_there(data, *args, device=None, **kwargs):
-        made = tensor(data, *args, **kwargs)
-        return made if device is None else made.to(device=device)
-
-    monkeypatch.setattr(torch, "tensor", tensor_there)
-    with device, torch.no_grad():
-        yield device
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") is a copy
+    try:
+        with device, torch.no_grad():
+            yield device
+    finally:
+        torch._C._set_only_lift_cpu_tensors(False)

@@ -1,4 +1,6 @@
-"""A captured run is the run of the stepper: with the same noise the same numbers, and Python reads nothing on the way."""
+"""A captured run is the run of the stepper, with the same noise the same numbers, and Python reads nothing."""
+
+from copy import deepcopy
 
 import pytest
 import torch
@@ -6,9 +8,19 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from pyro_ssm import dynamics, emissions
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.guides import Structured
-from pyro_ssm.infer import FeynmanKac, auxiliary, bootstrap, guided, kalman_filter, locally_optimal, particle_filter
+from pyro_ssm.infer import (
+    FeynmanKac,
+    auxiliary,
+    bootstrap,
+    guided,
+    hmm_filter,
+    kalman_filter,
+    locally_optimal,
+    particle_filter,
+)
 from pyro_ssm.infer.smc import (
     AncestorResampling,
     Cloud,
@@ -25,6 +37,7 @@ from pyro_ssm.infer.smc.capture import CudaGraphs
 from pyro_ssm.infer.smc.device_stepper import DeviceStepper
 from pyro_ssm.infer.smc.graph_run import captured_run, graph_run
 from pyro_ssm.infer.smc.resample import resampling_of
+from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.ops import compiled
 from pyro_ssm.ops.reading import no_reading
 from tests.contracts.toys import remembering, series, toy
@@ -298,7 +311,9 @@ def waits(device, make, build, num_times):
     return device.looks - before
 
 
-@pytest.mark.parametrize("make, build", [(toy, bootstrap), (toy, locally_optimal), (toy, auxiliary), (remembering, bootstrap)])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, build", [(toy, bootstrap), (toy, locally_optimal), (toy, auxiliary), (remembering, bootstrap)]
+)
 def test_a_step_on_a_device_does_not_wait_for_it(make, build, monkeypatch):
     """Without a graph, too: the host looks a few times a run."""
     with pretend_cuda(monkeypatch) as device:
@@ -389,6 +404,62 @@ def test_every_replay_draws_anew_and_the_evidence_is_unbiased(monkeypatch):
         fk = bootstrap(device.move(toy()), moved(data))
         found = here(particle_filter(fk, 200, cuda_graph=True))
     assert_unbiased(found.total, exact)
+
+
+# ------------------------------------------------------------------------------------------------------ components
+
+OBSERVED = {"count": lambda x: x.abs().round(), "binary": lambda x: (x > 0).to(x), "real": lambda x: x}
+COMPONENTS = {
+    "GatedTransition": (lambda: dynamics.GatedTransition(2, 4), lambda: emissions.Poisson(2, 2), "count"),
+    "MLPTransition": (lambda: dynamics.MLPTransition(2, 4), lambda: emissions.NegativeBinomial(2, 2), "count"),
+    "Matern": (lambda: dynamics.Matern(1.5), lambda: emissions.Bernoulli(2, 2), "binary"),
+    "HarmonicOscillator": (lambda: dynamics.HarmonicOscillator(), lambda: emissions.StudentT(2, 2), "real"),
+    "IntegratedWiener": (lambda: dynamics.IntegratedWiener(), lambda: emissions.Normal(2, 2), "real"),
+    "NeuralSDE": (
+        lambda: dynamics.NeuralSDE(dynamics.MLPDrift(2, 4), dynamics.ElementwiseDiffusion(2, 4)),
+        lambda: emissions.LinearNormal(2, 2),
+        "real",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_components_of_the_library_are_captured(name, monkeypatch):
+    transition, emission, kind = COMPONENTS[name]
+    data = series(5, (2,), missing=True)
+    data = TimeSeries(data.times, torch.where(data.mask, OBSERVED[kind](data.values), torch.nan))
+    torch.manual_seed(0)
+    model = StateSpaceModel(dynamics.NormalInitial(2), transition(), emission()).to(D)
+    other, numbers = deepcopy(model), fixed(data, "systematic")
+    with torch.no_grad():
+        wanted = particle_filter(bootstrap(model, data), N, noise=FixedNoise(*numbers))
+    with pretend_cuda(monkeypatch) as device:
+        fk = bootstrap(device.move(other), moved(data))
+        assert_equal(here(particle_filter(fk, N, noise=FixedNoise(*there(numbers)), cuda_graph=True)), wanted)
+
+
+def test_a_hidden_markov_model_is_captured(monkeypatch):
+    torch.manual_seed(1)
+    model = StateSpaceModel(
+        dynamics.CategoricalInitial(3), dynamics.MarkovChain(3), emissions.NormalTable(3, 1, loc=torch.randn(3, 1))
+    ).to(D)
+    data = series(5, obs_dim=1)
+    exact, other = hmm_filter(model, data).log_likelihood.sum().detach(), deepcopy(model)
+    with pretend_cuda(monkeypatch) as device:
+        fk = bootstrap(device.move(other), moved(repeated(data, 300)))
+        found = here(particle_filter(fk, 100, cuda_graph=True))
+    assert_unbiased(found.total, exact)
+
+
+def test_what_reads_by_nature_is_refused(monkeypatch):
+    """The number of squarings of a matrix exponential depends on the matrix."""
+    with pretend_cuda(monkeypatch) as device:
+        model = StateSpaceModel(
+            dynamics.CategoricalInitial(3), dynamics.MarkovJump(3), emissions.NormalTable(3, 1)
+        )  # fmt: skip
+        fk = bootstrap(device.move(model), moved(series(6, obs_dim=1, dtype=F)))
+        with pytest.raises(RuntimeError, match=r"a step cannot be captured: RuntimeError at .*\.py:\d+: .*capturing"):
+            particle_filter(fk, N, cuda_graph=True)
 
 
 # ------------------------------------------------------------------------------------------------------ errors
