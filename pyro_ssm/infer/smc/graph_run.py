@@ -112,9 +112,9 @@ def captured_run(
     noise.capture(fk.num_times)
     if resampling.reads and ess_threshold > 0:
         raise ValueError(
-            f"`cuda_graph=True`: {type(resampling).__name__} iterates until it has converged, and a captured step does "
-            "the same work each time. Leave `cuda_graph` out, or resample otherwise (DiffusionResampling, "
-            'resampling="systematic")'
+            f"`cuda_graph=True`: {type(resampling).__name__} looks at values, and a captured step does the same work "
+            "each time. Leave `cuda_graph` out, fix the number of iterations (TransportResampling(num_iterations=30)), "
+            'or resample otherwise (resampling="systematic")'
         )
     stepper = DeviceStepper(fk, num_particles, resampling, ess_threshold, noise)
     first = stepper.init() if start is None else stepper.resume(start)
@@ -259,10 +259,10 @@ def _first_cause(error: BaseException) -> BaseException:
 
 def _refusal(cause: BaseException) -> str:
     return (
-        f"`cuda_graph=True`: a step cannot be captured: {type(cause).__name__}{_place(cause)}: {cause}. In a captured step "
-        "`k` is an int64 tensor (1,) on the device, with which tensors are indexed (`y[k]`, `context[..., k, :]`), and "
-        "Python reads no value that is there: no if, int(), .item(), boolean index, copy from or to the CPU, nor `k` as "
-        "a key or in a slice. Change the process so, or leave `cuda_graph` out"
+        f"`cuda_graph=True`: a step cannot be captured: {type(cause).__name__}{_place(cause)}: {cause}. In a captured "
+        "step `k` is an int64 tensor (1,) on the device, with which tensors are indexed (`y[k]`, `x[..., k, :]`), and "
+        "Python reads no value that is there: no if, int(), .item(), boolean index, copy from or to the CPU, nor "
+        "`k` as a key or in a slice. Change the process so, or leave `cuda_graph` out"
     )
 
 
