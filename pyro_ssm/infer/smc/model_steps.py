@@ -168,7 +168,7 @@ class ModelSteps:
 
     def is_unobserved(self, k: StepIndex) -> bool:
         """Whether step k is known to have no observation; on the device all steps are taken to have one."""
-        return not isinstance(k, Tensor) and k not in self.observed_at
+        return isinstance(k, int) and k not in self.observed_at
 
     def observation(self, k: StepIndex) -> tuple[Tensor, Tensor | None]:
         """Values and mask ``(*batch, 1, obs)`` at step k, which must be an observed one; no mask where all is seen."""
@@ -179,9 +179,12 @@ class ModelSteps:
 
     def log_observation(self, k: StepIndex, state: Tensor, summary: Tensor | None) -> Tensor:
         """:math:`\\log p(y_k \\mid z_k, m'_k)`, ``(N, *batch)``; exactly 0 for what was not observed."""
-        return self._where_observed(
-            k, lambda j: log_density(*self.observed(k, state, summary)), lambda: state.new_zeros(())
-        )
+        if self.is_unobserved(k):
+            return state.new_zeros(())
+        found = log_density(*self.observed(k, state, summary))
+        if isinstance(k, int) or self._is_observed is None:
+            return found
+        return torch.where(self._is_observed.index_select(0, k), found, torch.zeros_like(found))
 
     def observed(self, k: StepIndex, state: Tensor, summary: Tensor | None = None) -> tuple[Any, Tensor, Tensor | None]:
         """The law of :math:`y_k`, what was seen, and its mask (None where all was), at an observed step.
@@ -194,7 +197,7 @@ class ModelSteps:
 
     def _row(self, k: StepIndex) -> tuple[StepIndex, bool]:
         """Which observation is that of step k, and whether all of it is known to be seen."""
-        if not isinstance(k, Tensor):
+        if isinstance(k, int):
             j = self.observed_at[k]
             return j, self._full[j]
         return k if self._place is None else self._place.index_select(0, k), self._all_full

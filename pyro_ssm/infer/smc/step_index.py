@@ -63,4 +63,4 @@ class Rows:
         self._whole, self._dim, self._rows = whole, dim, whole.split(1, dim)
 
     def __getitem__(self, k: StepIndex) -> Tensor:
-        return self._whole.index_select(self._dim, k) if isinstance(k, Tensor) else self._rows[k]
+        return self._rows[k] if isinstance(k, int) else self._whole.index_select(self._dim, k)

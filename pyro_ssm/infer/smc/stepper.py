@@ -125,17 +125,17 @@ class Stepper:
                 weights = torch.where(resampled, weights, last.weights)
         return self._weigh(k, active, particles, previous, (log_weights, weights), (last.cloud, ancestors, resampled))
 
-    def _conditions(self, k: int) -> tuple[Any, Any]:
+    def _conditions(self, k: Any) -> tuple[Any, Any]:
         """Which series go on at step k, and which see something: as :func:`conditions`."""
         return self._alive[k], self._active[k]
 
     def _begin(self, shape: torch.Size) -> Any:
         return self.fk.initial(partial(self.noise.draw, 0), shape)
 
-    def _move(self, k: int, previous: Any) -> Any:
+    def _move(self, k: Any, previous: Any) -> Any:
         return self.fk.propagate(k, previous, partial(self.noise.draw, k))
 
-    def _resample(self, k: int, last: Step, alive: Tensor | None) -> tuple[Any, Tensor, Tensor | None, Tensor | bool]:
+    def _resample(self, k: Any, last: Step, alive: Tensor | None) -> tuple[Any, Tensor, Tensor | None, Tensor | bool]:
         """The particles to propagate, their log-weights, their ancestors, and the series that were resampled."""
         cloud, weights, ess = last.cloud, last.weights, last.ess
         log_weights, correction = cloud.log_weights, None
@@ -174,7 +174,7 @@ class Stepper:
 
     def _weigh(
         self,
-        k: int,
+        k: Any,
         active: Any,
         particles: Any,
         previous: Any,
