@@ -157,7 +157,7 @@ class PosteriorSDE(AbstractEncodedGuide):
         if state is None:
             point = known_start(start_law(context.initial, torch.Size()))
             return self.first_law(features) if point is None else context.initial
-        last, sde = slice(k.start - 1, k.stop - 1), context.sde
+        last, sde = k - 1 if isinstance(k, Tensor) else slice(k.start - 1, k.stop - 1), context.sde
         time, next_time = context.times[..., last], context.times[..., k]
         inputs = None if context.inputs is None else context.inputs[..., last, :]
         value = self.drift(time.to(state).unsqueeze(-1), state, features)

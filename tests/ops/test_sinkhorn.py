@@ -90,3 +90,28 @@ def test_second_derivatives_are_those_of_the_plain_iteration():
         along = sum((g.square()).sum() for g in first)
         found.append(torch.autograd.grad(along, (cost, log_weights)))
     torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("epsilon", [2.0, 0.1])
+def test_a_fixed_number_of_iterations(epsilon):
+    """Enough of them reach the same plan and the same gradient; few leave their error in the rows alone."""
+    cost, log_weights = problem((3,), epsilon=epsilon)
+    wanted = transport_plan(cost, log_weights, 1e-12, 100_000)
+    leaf = cost.clone().requires_grad_()
+    found = transport_plan(leaf, log_weights, num_iterations=1000)
+    torch.testing.assert_close(found.exp(), wanted.exp(), rtol=0, atol=1e-8)
+    other = cost.clone().requires_grad_()
+    weight = torch.linspace(-1, 1, cost.numel(), dtype=D).reshape(cost.shape)
+    (found.exp() * weight).sum().backward()
+    (transport_plan(other, log_weights, 1e-12, 100_000).exp() * weight).sum().backward()
+    torch.testing.assert_close(leaf.grad, other.grad, rtol=0, atol=1e-6)
+    few = transport_plan(cost, log_weights, num_iterations=2).exp()
+    torch.testing.assert_close(few.sum(-2), log_weights.exp(), rtol=1e-12, atol=0)
+    errors = [
+        (6 * transport_plan(cost, log_weights, num_iterations=n).exp().sum(-1) - 1).abs().max() for n in (4, 16, 64)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+    for b in range(3):  # a batch is a loop, in spite of costs of other sizes beside it
+        alone = transport_plan(cost[b], log_weights[b], num_iterations=7)
+        together = transport_plan(torch.cat([cost, 50 * cost]), log_weights.repeat(2, 1), num_iterations=7)[b]
+        torch.testing.assert_close(alone, together, rtol=1e-12, atol=1e-12)

@@ -10,6 +10,7 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.smc.build import Kernel, Proposed, process
 from pyro_ssm.infer.smc.feynman_kac import AffineSteps, FeynmanKac
 from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles
+from pyro_ssm.infer.smc.step_index import StepIndex
 
 __all__ = ["bootstrap"]
 
@@ -46,7 +47,7 @@ def bootstrap(model: Any, data: TimeSeries) -> FeynmanKac:
     steps = ModelSteps(model, data, "bootstrap")
     kernel = Kernel(steps, lambda k, state, summary: Proposed(steps.law(k, state, summary)))
 
-    def log_potential(k: int, previous: StateParticles | None, particles: StateParticles) -> Tensor:
+    def log_potential(k: StepIndex, previous: StateParticles | None, particles: StateParticles) -> Tensor:
         seen = steps.log_observation(k, particles.state, particles.summary)
         return seen + steps.log_times(k, None if previous is None else previous.state, particles.state)
 

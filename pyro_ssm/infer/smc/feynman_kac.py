@@ -65,6 +65,10 @@ class FeynmanKac:
     :func:`~pyro_ssm.infer.smc.bootstrap`, ``guided``, ``locally_optimal``, ``auxiliary`` and ``rao_blackwellised``
     build it from models; anything else may build it by hand.
 
+    A step is named by an integer k; in a captured run (``particle_filter(..., cuda_graph=True)``) by an int64 tensor
+    ``(1,)`` on the device, from step 1 on. ``y[k]`` of a tensor ``(time, *batch)`` serves both: its axis of 1
+    broadcasts over particles. Then no function may read a value, k among them, or keep count of calls.
+
     Attributes:
         initial: ``(draw, shape) -> particles`` of leading dims ``shape = (N, *batch)``; draws of :math:`M_0`.
             ``draw(law, shape)`` takes the run's noise; a law may also be sampled directly.
