@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_ssm.components import SampleOnly
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.smc.build import Kernel, Proposed, process
-from pyro_ssm.infer.smc.feynman_kac import AffineSteps, FeynmanKac
+from pyro_ssm.infer.smc.feynman_kac import FeynmanKac, GaussianSteps
 from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles
 
 __all__ = ["bootstrap"]
@@ -47,5 +48,7 @@ def bootstrap(model: Any, data: TimeSeries) -> FeynmanKac:
     def log_potential(k: int, previous: StateParticles | None, particles: StateParticles) -> Tensor:
         return steps.log_observation(k, particles.state, particles.summary)
 
-    affine = AffineSteps(steps.moves, steps.observed) if steps.memory is None else None
-    return process(steps, kernel, log_potential, steps.seen, affine=affine)
+    gaussian = None
+    if steps.memory is None and not isinstance(steps.model.transition, SampleOnly):
+        gaussian = GaussianSteps(steps.moves, steps.observed, steps.transition)
+    return process(steps, kernel, log_potential, steps.seen, gaussian=gaussian)

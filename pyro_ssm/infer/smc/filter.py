@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ssm.infer.smc.affine_run import affine_run
 from pyro_ssm.infer.smc.check import check_arguments, check_evidence, check_states, warn_of_collapse, warn_of_look_ahead
 from pyro_ssm.infer.smc.collectors.base import Collector
+from pyro_ssm.infer.smc.compiled_run import compiled_run
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.noise import Noise, PseudoRandom, QuasiRandom
 from pyro_ssm.infer.smc.resample import OrderedResampling, Resampling, resampling_of
@@ -124,13 +124,13 @@ def particle_filter(
 
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         noise.restart(None if start is None else fk.state(start.particles).shape[-1])
-        if start is None and not collectors:
-            run = affine_run(fk, num_particles, resampling, ess_threshold, noise)
+        if start is None:
+            run = compiled_run(fk, num_particles, resampling, ess_threshold, noise, collectors)
             if run is not None:
                 check_evidence(fk, run.log_likelihood)
                 check_states(fk, run.cloud)
                 warn_of_collapse(fk, run.ess, num_particles)
-                return ParticleFiltered(run.log_likelihood, run.cloud, run.ess, run.resampled, {})
+                return ParticleFiltered(*run, {collector.name: collector.result() for collector in collectors})
             noise.restart()
         stepper = Stepper(fk, num_particles, resampling, ess_threshold, noise)
         for collector in collectors:

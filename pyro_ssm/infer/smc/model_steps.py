@@ -145,6 +145,10 @@ class ModelSteps:
             moved = self._moves.law(k, state)
             if moved is not None:
                 return moved
+        return self.transition(k, state, summary)
+
+    def transition(self, k: int, state: Tensor, summary: Tensor | None = None) -> Any:
+        """:math:`p(z_k \\mid z_{k-1}, m_{k-1})` by the model's transition, whatever is known of it."""
         return self.model.transition(state, self._times[k - 1], self._times[k], self._input(k - 1), memory=summary)
 
     def affine_emission(self, k: int, summary: Tensor | None) -> Any:

@@ -10,8 +10,8 @@ from pyro_ssm.components import Emission
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions import DiagonalNormal
 from pyro_ssm.infer import FeynmanKac, bootstrap, particle_filter
-from pyro_ssm.infer.smc import AffineSteps, FixedNoise
-from pyro_ssm.infer.smc.affine_run import affine_run
+from pyro_ssm.infer.smc import GaussianSteps, FixedNoise
+from pyro_ssm.infer.smc.compiled_run import compiled_run
 from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.ops import compiled
 from pyro_ssm.ops.resampling import SCHEMES
@@ -84,13 +84,13 @@ def both(fk, n, num, monkeypatch, scheme="systematic", threshold=0.6, dtype=D):
     options = {"noise": FixedNoise(normals, uniforms), "resampling": scheme, "ess_threshold": threshold}
 
     def spy(*args):
-        served.append(affine_run(*args))
+        served.append(compiled_run(*args))
         return served[-1]
 
     with torch.no_grad(), monkeypatch.context() as patch:
-        patch.setattr(filter_module, "affine_run", spy)
+        patch.setattr(filter_module, "compiled_run", spy)
         fast = particle_filter(fk, num, **options)
-        patch.setattr(filter_module, "affine_run", lambda *args: None)
+        patch.setattr(filter_module, "compiled_run", lambda *args: None)
         slow = particle_filter(fk, num, **options)
     return fast, slow, served[0] is not None
 
@@ -161,7 +161,7 @@ def test_by_hand_and_a_surprise(monkeypatch):
             ],
             potential,
             6,
-            affine=AffineSteps(lambda: [move] * 5, lambda k, x: potential(k, None, x)),
+            gaussian=GaussianSteps(lambda: [move] * 5, lambda k, x: potential(k, None, x)),
         )
 
     fk = walk(lambda k, previous, x: -((x[..., 0] - k) ** 2))
@@ -181,17 +181,17 @@ def test_where_the_stepper_serves(monkeypatch):
     fk, systematic = bootstrap(model, data), filter_module.resampling_of("systematic")
     noise = filter_module.PseudoRandom()
     with torch.no_grad():
-        assert affine_run(fk, 10, systematic, 0.5, noise) is not None
-        assert affine_run(fk, 10, filter_module.resampling_of("multinomial"), 0.5, noise) is None
-        assert affine_run(fk, 10, filter_module.resampling_of("hilbert-systematic"), 0.5, noise) is None
+        assert compiled_run(fk, 10, systematic, 0.5, noise) is not None
+        assert compiled_run(fk, 10, filter_module.resampling_of("multinomial"), 0.5, noise) is None
+        assert compiled_run(fk, 10, filter_module.resampling_of("hilbert-systematic"), 0.5, noise) is None
 
         class Other(filter_module.PseudoRandom):
             pass
 
-        assert affine_run(fk, 10, systematic, 0.5, Other()) is None
-        assert affine_run(fk, 10, systematic, 0.5, FixedNoise(torch.zeros(9, 10, 1, dtype=D))) is None
+        assert compiled_run(fk, 10, systematic, 0.5, Other()) is None
+        assert compiled_run(fk, 10, systematic, 0.5, FixedNoise(torch.zeros(9, 10, 1, dtype=D))) is None
     with torch.enable_grad():
-        assert affine_run(fk, 10, systematic, 0.5, noise) is None
+        assert compiled_run(fk, 10, systematic, 0.5, noise) is None
     found = particle_filter(fk, 10, differentiable=True)
     assert found.log_likelihood.requires_grad
 
