@@ -206,7 +206,10 @@ class _Watched:
         self._log_weights = run.memory.log_weights
         self._origin = (self._last, self._ancestors, self._resampled(k))
         if run.job.moved:
-            self._log_weights, self._ancestors = run.state.new_empty(run.shape), torch.empty(run.shape, dtype=torch.int64)
+            self._log_weights, self._ancestors = (
+                run.state.new_empty(run.shape),
+                torch.empty(run.shape, dtype=torch.int64),
+            )
             run.job.kept_log_weights = self._log_weights.data_ptr()
             run.job.kept_ancestors = self._ancestors.data_ptr()
 

@@ -12,7 +12,15 @@ from pyro_ssm.distributions.diagonal_normal import DiagonalNormal, MovedNormal
 from pyro_ssm.distributions.moments import gaussian_moments
 from pyro_ssm.ops.gaussian_particles import affine_draw
 
-__all__ = ["diagonal_moments", "from_normals", "from_uniforms", "like_draws", "normal_dim", "shared_moments", "unexpanded"]
+__all__ = [
+    "diagonal_moments",
+    "from_normals",
+    "from_uniforms",
+    "like_draws",
+    "normal_dim",
+    "shared_moments",
+    "unexpanded",
+]
 
 _TINY = 2.0**-40  # uniforms as close to 0 and 1 as this keep their quantiles finite
 
