@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_ssm.components import SampleOnly
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.smc.build import Kernel, Proposed, process
-from pyro_ssm.infer.smc.feynman_kac import AffineSteps, FeynmanKac
+from pyro_ssm.infer.smc.feynman_kac import FeynmanKac, GaussianSteps
 from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles
 from pyro_ssm.infer.smc.step_index import StepIndex
 
@@ -51,5 +52,7 @@ def bootstrap(model: Any, data: TimeSeries) -> FeynmanKac:
         seen = steps.log_observation(k, particles.state, particles.summary)
         return seen + steps.log_times(k, None if previous is None else previous.state, particles.state)
 
-    affine = AffineSteps(steps.moves, steps.observed) if steps.memory is None else None
-    return process(steps, kernel, log_potential, steps.seen, affine=affine)
+    gaussian = None
+    if steps.memory is None and not steps.is_timed and not isinstance(steps.model.transition, SampleOnly):
+        gaussian = GaussianSteps(steps.moves, steps.observed, steps.transition)
+    return process(steps, kernel, log_potential, steps.seen, gaussian=gaussian)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ssm.infer.smc.affine_run import AffineRun, affine_run
 from pyro_ssm.infer.smc.check import check_arguments, check_evidence, check_states, warn_of_collapse, warn_of_look_ahead
 from pyro_ssm.infer.smc.collectors.base import Collector
+from pyro_ssm.infer.smc.compiled_run import compiled_run
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
-from pyro_ssm.infer.smc.graph_run import GraphRun, captured_run
+from pyro_ssm.infer.smc.graph_run import captured_run
 from pyro_ssm.infer.smc.noise import Noise, PseudoRandom, QuasiRandom
 from pyro_ssm.infer.smc.resample import OrderedResampling, Resampling, resampling_of
 from pyro_ssm.infer.smc.stepper import Cloud, Stepper
@@ -137,11 +137,11 @@ def particle_filter(
 
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         noise.restart(None if start is None else fk.state(start.particles).shape[-1])
-        run: AffineRun | GraphRun | None = None
+        run = None
         if cuda_graph:
             run = captured_run(fk, num_particles, resampling, ess_threshold, noise, start, collectors)
-        elif start is None and not collectors:
-            run = affine_run(fk, num_particles, resampling, ess_threshold, noise)
+        elif start is None:
+            run = compiled_run(fk, num_particles, resampling, ess_threshold, noise, collectors)
             if run is None:
                 noise.restart()
         first = 0 if start is None else start.k + 1

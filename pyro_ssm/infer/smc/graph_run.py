@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from pyro import settings
@@ -20,25 +20,12 @@ from pyro_ssm.infer.smc.noise import Noise
 from pyro_ssm.infer.smc.resample import Resampling
 from pyro_ssm.infer.smc.stepper import Cloud, Step
 from pyro_ssm.infer.smc.tree import leaves, tree_map
+from pyro_ssm.infer.smc.whole_run import WholeRun
 from pyro_ssm.ops.reading import no_reading
 
-__all__ = ["GraphRun", "captured_run", "graph_run"]
+__all__ = ["captured_run", "graph_run"]
 
 _TORCH = str(Path(torch.__file__).parent)
-
-
-class GraphRun(NamedTuple):
-    """What a run leaves.
-
-    >>> from pyro_ssm.infer.smc.graph_run import GraphRun
-    >>> GraphRun._fields
-    ('log_likelihood', 'ess', 'resampled', 'cloud')
-    """
-
-    log_likelihood: Tensor  # (*batch, time)
-    ess: Tensor  # (*batch, time)
-    resampled: Tensor  # bool (*batch, time)
-    cloud: Cloud  # after the last step
 
 
 def graph_run(
@@ -48,7 +35,7 @@ def graph_run(
     collectors: Sequence[Collector] = (),
     *,
     is_first: bool = True,
-) -> GraphRun:
+) -> WholeRun:
     """All steps after ``first``: the step is called once, captured the next time, and replayed from then on.
 
     A step with observations and one without are two graphs, as they are two kinds of work.
@@ -93,7 +80,7 @@ def captured_run(
     noise: Noise,
     start: Cloud | None = None,
     collectors: Sequence[Collector] = (),
-) -> GraphRun:
+) -> WholeRun:
     """:func:`graph_run` of a whole process on a CUDA device, or an error that says why it cannot be.
 
     Raises:
@@ -227,7 +214,7 @@ class _Run:
         for collector in self.collectors:
             collector.collect(self.last)
 
-    def finish(self) -> GraphRun:
+    def finish(self) -> WholeRun:
         """The results; steps after all series have ended are those of the stepper itself, which has nothing to do."""
         particles, log_weights, weights, ess = tree_map(torch.clone, self.held)
         self.capture.finish()
@@ -243,7 +230,7 @@ class _Run:
             cloud = step.cloud
         found = (self.log_likelihood, self.ess, self.resampled)
         log_likelihood, ess, resampled = (x[self.first :].movedim(0, -1).contiguous() for x in found)
-        return GraphRun(log_likelihood, ess, resampled, cloud)
+        return WholeRun(log_likelihood, cloud, ess, resampled)
 
 
 def _layout(tree: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:

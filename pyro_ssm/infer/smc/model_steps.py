@@ -124,6 +124,11 @@ class ModelSteps:
     # ------------------------------------------------------------------------------------------------- masks
 
     @property
+    def is_timed(self) -> bool:
+        """Whether the times of observation have a law, so that a weight depends on the state before too."""
+        return self._timed is not None
+
+    @property
     def step_mask(self) -> Tensor | None:
         """bool ``(*batch, time)``, False on padding; None without padding."""
         if not self.data.is_ragged:
@@ -168,6 +173,10 @@ class ModelSteps:
             moved = self._moves.law(k, state)
             if moved is not None:
                 return moved
+        return self.transition(k, state, summary)
+
+    def transition(self, k: StepIndex, state: Tensor, summary: Tensor | None = None) -> Any:
+        """:math:`p(z_k \\mid z_{k-1}, m_{k-1})` by the model's transition, whatever is known of it."""
         return self.model.transition(state, self._times[k - 1], self._times[k], self._input(k - 1), memory=summary)
 
     def affine_emission(self, k: StepIndex, summary: Tensor | None) -> Any:
@@ -245,8 +254,6 @@ class ModelSteps:
 
     def moves(self) -> list[tuple[Tensor, Tensor, Tensor]] | None:
         """Of an affine transition with independent noise, what it does at each step from the second on."""
-        if self._timed is not None:
-            return None
         return AffineMoves(self.model.transition, self.data, self.memory is not None).steps
 
     def _input(self, k: StepIndex) -> Tensor | None:
