@@ -16,7 +16,8 @@ from torch.autograd import forward_ad
 
 from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.composite import composite_backward, transformed
-from pyro_ssm.ops.engine import engine_of
+from pyro_ssm.ops.cuda import CudaEngine
+from pyro_ssm.ops.engine import Engine, engine_of
 from pyro_ssm.ops.operator import Way, address, define, way_of
 
 __all__ = ["Argument", "BatchedOperator", "Plan", "looked_at"]
@@ -85,6 +86,7 @@ class BatchedOperator:
         shapes: shapes of y, final and kept, of ``(*tensors, *options)``.
         functions: names of the C functions forward and backward.
         keeps: whether the backward kernel needs what the forward kernel keeps.
+        on_cuda: of the options, whether the kernels of a GPU know them; elsewhere the composite does it there.
 
     >>> from pyro_ssm.ops.batched_operator import BatchedOperator
     >>> BatchedOperator.__name__
@@ -102,9 +104,11 @@ class BatchedOperator:
         functions: tuple[str, str],
         *,
         keeps: bool = False,
+        on_cuda: Callable[..., bool] | None = None,
     ) -> None:
         self.name, self.arguments, self.composite = name, tuple(arguments), composite
         self.sizes, self.shapes, self.functions, self.keeps = sizes, shapes, functions, keeps
+        self.on_cuda = on_cuda
         self.count = len(self.arguments)
         self.plans: dict[tuple, Plan] = {}
         self.differentiable = [i for i, x in enumerate(self.arguments) if x.differentiable]
@@ -148,7 +152,7 @@ class BatchedOperator:
             wide = [x.float() if x is not None and x.dtype in _HALVES else x for x in tensors]
             y, final = self.run(*wide, *arguments[self.count :])
             return y.to(first.dtype), final
-        way = way_of(*tensors) if engine_of(first) is not None else Way.TRANSFORM
+        way = way_of(*tensors) if self._engine(arguments) is not None else Way.TRANSFORM
         if way is Way.TRANSFORM:
             if first.device.type not in ("cpu", "cuda"):
                 return self.composite(*arguments)
@@ -164,6 +168,13 @@ class BatchedOperator:
         if len(lead) == 1:
             return y, final
         return y.reshape(lead + y.shape[1:]), final.reshape(lead + final.shape[1:])
+
+    def _engine(self, arguments: Sequence[Any]) -> Engine | None:
+        """Who runs a call with these tensors and options; None: the composite."""
+        engine = engine_of(arguments[0])
+        if isinstance(engine, CudaEngine) and self.on_cuda is not None:
+            return engine if self.on_cuda(*arguments[self.count :]) else None
+        return engine
 
     def recall(self, signature: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
         """``(y, final)`` by a plan that :meth:`remember` made for arguments of these shapes; None where there is none.
@@ -273,7 +284,7 @@ class BatchedOperator:
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         """``(y, final, kept)`` of flat arguments and ``keep``."""
         y, final, kept = out = self._results(*arguments)
-        engine = engine_of(y)
+        engine = self._engine(arguments[:-1])
         if engine is None:
             with torch.no_grad():
                 found, state = self.composite(*arguments[:-1])
@@ -293,7 +304,7 @@ class BatchedOperator:
         """Gradients of the differentiable arguments, in their shapes; what is not wanted comes back empty."""
         *given, kept, grad_y, grad_final, wanted = arguments
         inputs, first = [given[i] for i in self.differentiable], given[0]
-        engine = engine_of(first)
+        engine = self._engine(given)
         if engine is None or first.shape[0] * first.shape[2] == 0:
             with torch.no_grad():
                 found = self._by_composite(given, wanted, (grad_y, grad_final))
