@@ -12,30 +12,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from pyro_ssm.ops.call_plan import PLAIN, Plan, like, looked_at, signature_of
 from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.composite import composite_backward, transformed
 from pyro_ssm.ops.cuda import CudaEngine
 from pyro_ssm.ops.engine import Engine, engine_of
 from pyro_ssm.ops.operator import Way, address, define, way_of
 
-__all__ = ["Argument", "BatchedOperator", "Plan", "looked_at"]
+__all__ = ["Argument", "BatchedOperator"]
 
 _HALVES = (torch.float16, torch.bfloat16)
-_PLAIN = (Tensor, torch.nn.Parameter)
 _PLANS = 256  # kept at most
-
-
-def looked_at() -> bool:
-    """Whether a dispatch mode, forward mode or a tracer may look at what plain tensors do.
-
-    >>> from pyro_ssm.ops.batched_operator import looked_at
-    >>> looked_at()
-    False
-    """
-    modes, level = getattr(torch._C, "_len_torch_dispatch_stack", None), getattr(forward_ad, "_current_level", 0)
-    return modes is None or modes() > 0 or level >= 0 or torch.jit.is_tracing()
 
 
 class Argument(NamedTuple):
@@ -52,21 +40,6 @@ class Argument(NamedTuple):
     solid: int = 1  # last dims that must be contiguous
     differentiable: bool = True
     optional: bool = False
-
-
-class Plan(NamedTuple):
-    """A call of the forward kernel, but for the addresses.
-
-    >>> from pyro_ssm.ops.batched_operator import Plan
-    >>> Plan._fields[0]
-    'struct'
-    """
-
-    struct: Any
-    places: Sequence[int]  # of the addresses of tensors
-    result: int  # of the address of y, before that of the final state
-    y: torch.Size
-    final: torch.Size
 
 
 class BatchedOperator:
@@ -183,30 +156,24 @@ class BatchedOperator:
         """
         if torch.compiler.is_compiling():
             return None
-        tensors, key, graph = [], [], torch.is_grad_enabled()
-        for x in signature:
-            if type(x) in _PLAIN:
-                if not x.is_cpu or x.is_neg() or (graph and x.requires_grad):
-                    return None
-                tensors.append(x)
-                key.append((x.shape, x.stride(), x.dtype))
-            else:
-                key.append(x)
-        plan = self.plans.get(tuple(key))
-        functions, _, _, parallel_for = library()
-        if plan is None or functions is None or looked_at():
+        key, tensors = signature_of(signature)
+        plan = self.plans.get(key)
+        if plan is None or looked_at() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
             return None
-        struct = type(plan.struct).from_buffer_copy(plan.struct)
+        functions, _, _, parallel_for = library()
+        if functions is None:
+            return None
+        struct, result, first = type(plan.struct).from_buffer_copy(plan.struct), plan.result, tensors[0]
         try:
             for place, x in zip(plan.places, tensors, strict=True):
                 struct[place] = x.data_ptr()
         except RuntimeError:  # inside a transform
             return None
-        first = tensors[0]
-        y, final = first.new_empty(plan.y), first.new_empty(plan.final)
-        struct[plan.result], struct[plan.result + 1] = y.data_ptr(), final.data_ptr()
-        struct[plan.result + 2 + self.keeps] = parallel_for
-        if getattr(functions, self.functions[0])(struct):
+        y = first.new_empty(plan.y) if plan.like_y < 0 else torch.empty_like(tensors[plan.like_y])
+        final = first.new_empty(plan.final) if plan.like_final < 0 else torch.empty_like(tensors[plan.like_final])
+        struct[result], struct[result + 1] = y.data_ptr(), final.data_ptr()
+        struct[result + 2 + self.keeps] = parallel_for
+        if getattr(functions, self.functions[0])(ctypes.addressof(struct)):
             raise MemoryError(f"{self.name}: not enough memory")
         return y, final
 
@@ -221,6 +188,9 @@ class BatchedOperator:
         if torch.compiler.is_compiling() or y.requires_grad:
             return
         given = [x for x in signature if isinstance(x, Tensor)]
+        # A view whose numbers have the other sign in memory is of complex numbers: its strides are even.
+        if any(x.stride(-1) != 1 for x in given):
+            return
         if len(self.plans) > _PLANS:
             self.plans.clear()
         if y.numel() == 0 or way_of(*given) is not Way.KERNEL or library().functions is None or not y.is_cpu:
@@ -239,8 +209,8 @@ class BatchedOperator:
             return
         rest = 3 + self.keeps + 2 + len(self.differentiable)
         struct = (ctypes.c_int64 * (len(fields) + rest))(*fields)
-        key = tuple((x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x for x in signature)
-        self.plans[key] = Plan(struct, places, len(fields), y.shape, final.shape)
+        likes = [like(out, given) for out in (y, final)]
+        self.plans[signature_of(signature)[0]] = Plan(struct, places, len(fields), y.shape, final.shape, *likes)
 
     def _flat(self, arguments: Sequence[Any]) -> tuple[list[Any], torch.Size]:
         """The arguments with one leading dim each, and all leading dims."""
@@ -351,7 +321,7 @@ class BatchedOperator:
         arguments = [next(present) if there else None for there in ctx.there] + list(ctx.options)
         wanted = [ctx.needs_input_grad[i] for i in self.differentiable]
         # the tensors of a graph that is being traced are of a class of their own
-        compiling = torch.compiler.is_compiling() or any(type(x) not in _PLAIN for x in saved)
+        compiling = torch.compiler.is_compiling() or any(type(x) not in PLAIN for x in saved)
         if not compiling and (torch.is_grad_enabled() or any(g is not None and transformed(g) for g in grads[:2])):
             found: Sequence[Tensor | None] = self._by_composite(arguments, wanted, grads[:2])
         else:

@@ -106,7 +106,7 @@ def test_float32_is_as_good_near_zero_as_elsewhere(method, engine):
         low = {k: x.float().requires_grad_() for k, x in exact.items()}
         exact = {k: x.detach().double().requires_grad_() for k, x in low.items()}
         out, wanted = (selective_scan(**given, method=method) for given in (low, exact))
-        # in float32 torch knows (e^x - 1) / x to rounding, but its slope (e^x - w) / x only to 1e-5 near its series' end
+        # in float32 torch knows (e^x - 1) / x to rounding, its slope (e^x - w) / x only to 1e-5 near its series' end
         grads = zip(
             gradients(tuple(x.double() for x in out), low.values()), gradients(wanted, exact.values()), strict=True
         )
@@ -131,7 +131,9 @@ def test_no_tensor_of_all_states_and_graphs(method):
     flat = [x.detach().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x for x in flat]
     torch.library.opcheck(torch.ops.pyro_ssm.selective_scan, (*flat, True))
 
-    graph = torch.compile(lambda **a: selective_scan(**a, softplus=True, method=method), fullgraph=True, backend="aot_eager")
+    graph = torch.compile(
+        lambda **a: selective_scan(**a, softplus=True, method=method), fullgraph=True, backend="aot_eager"
+    )
     found, wanted = graph(**args), selective_scan(**args, softplus=True, method=method)
     assert_same(found, wanted)
     for one, other in zip(gradients(found, args.values()), gradients(wanted, args.values()), strict=True):

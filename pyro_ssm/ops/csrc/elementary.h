@@ -93,8 +93,8 @@ template <class T> struct Elementary {
         return p * bits<V>((half + K::bias) << K::mantissa) * bits<V>((power - half + K::bias) << K::mantissa);
 #endif
     }
-    // 2^x with about half the instructions, 0 below the normal numbers; and (2^x - 1) / x, where that is wanted. Both are
-    // as good near x = 0, where 2^x - 1 is lost, as elsewhere.
+    // 2^x with about half the instructions, 0 below the normal numbers; and (2^x - 1) / x, where that is wanted. Both
+    // are as good near x = 0, where 2^x - 1 is lost, as elsewhere.
     SIMD_INLINE V exp2(V x, V* slope = nullptr) {
         const V zero = V{};
 #if PYRO_SSM_SCALES

@@ -163,8 +163,8 @@ template <class T> struct Row {
             to.drive[q] = to.delta[q] * to.input[q];
         }
     }
-    // Asks for what the tile reads of the chunk `ahead` steps from this one. (Rows of a tile lie too far from each other
-    // for the processor to guess.)
+    // Asks for what the tile reads of the chunk `ahead` steps from this one. (Rows of a tile lie too far
+    // from each other for the processor to guess.)
     void fetch_steps(i64 ahead) const {
         const i64 begin = t0 + ahead < 0 ? -t0 : ahead, end = begin + Q;
         for (i64 q = begin; q < end && t0 + q < a.times; ++q) {

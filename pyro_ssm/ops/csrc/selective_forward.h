@@ -89,20 +89,33 @@ static void forward_few(const SelectiveArgs& a, const Cut<T>& cut, i64 item, Scr
             if (RULE == SHARED) S::store(decay, R::decay(steps.delta[0] * S::load(r.A + tile * W), nullptr));
             alignas(64) V sums[W];
             for (i64 l = r.count; l < W; ++l) sums[l] = V{};
-            for (i64 l = 0; l < r.count; ++l) {
-                const i64 c = r.c0 + l;
-                T* now = at<T>(a.final, (r.b * a.channels + c) * r.n);
-                const T* before = t ? now : a.initial ? at<T>(a.initial, r.b * a.initial_b + c * r.n) : nullptr;
-                const T* A = at<T>(a.A, r.b * a.A_b + r.head[l] * a.decays);
-                V sum = V{};
-                for (i64 k = 0; k < r.n; k += W) {
-                    const i64 rest = r.n - k;
-                    const V h = before && !r.fresh[0] ? S::load(before + k, rest) : V{};
-                    V w;
-                    const V decays = RULE == SHARED ? S::all(decay[l]) : R::decay(S::load(A + k, rest) * delta[l], &w);
-                    const V in = S::load(r.B + k, rest) * drive[l], next = decays * h + (R::weighted ? in * w : in);
-                    S::store(now + k, next, rest);
-                    sum += next * S::load(r.C + k, rest);
+            const i64 n = r.n, from = (r.b * a.channels + r.c0) * n;
+            T* now = at<T>(a.final, from);
+            const T* first = a.initial ? at<T>(a.initial, r.b * a.initial_b + r.c0 * n) : nullptr;
+            const T *before = r.fresh[0] ? nullptr : t ? now : first, *rates = at<T>(a.A, r.b * a.A_b);
+            for (i64 l = 0; l < r.count; ++l, now += n, before += before ? n : 0) {
+                const T* A = rates + r.head[l] * a.decays;
+                const V step = S::all(delta[l]), in = S::all(drive[l]);
+                const V shared = S::all(RULE == SHARED ? decay[l] : T(0));
+                V sum = V{}, w;
+                auto next = [&](V h, V A, V B) {
+                    const V f = RULE == SHARED ? shared : R::decay(A * step, &w), v = B * in;
+                    return f * h + (R::weighted ? v * w : v);
+                };
+                i64 k = 0;
+                for (; k + W <= n; k += W) {
+                    const V h = before ? S::load(before + k) : V{}, rate = RULE == SHARED ? V{} : S::load(A + k);
+                    const V after = next(h, rate, S::load(r.B + k));
+                    S::store(now + k, after);
+                    sum += after * S::load(r.C + k);
+                }
+                if (k < n) {
+                    const i64 rest = n - k;
+                    const V h = before ? S::load(before + k, rest) : V{};
+                    const V rate = RULE == SHARED ? V{} : S::load(A + k, rest);
+                    const V after = next(h, rate, S::load(r.B + k, rest));
+                    S::store(now + k, after, rest);
+                    sum += after * S::load(r.C + k, rest);
                 }
                 sums[l] = sum;
             }

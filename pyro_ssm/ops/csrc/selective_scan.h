@@ -48,10 +48,11 @@ struct SelectiveArgs {
 };
 
 enum { SELECTIVE_CHUNK = 16 };  // steps between the states that are kept
-enum { SELECTIVE_EULER = 0, SELECTIVE_ZOH = 1, SELECTIVE_BILINEAR = 2 };  // rules; one decay for all states: euler alone
+// Rules; where one decay serves all states: euler alone.
+enum { SELECTIVE_EULER = 0, SELECTIVE_ZOH = 1, SELECTIVE_BILINEAR = 2 };
 
-// One set of functions for each instruction set; selective_scan.cpp chooses. They return 0, or 2 where memory ran out, or 3
-// for a rule that is not known.
+// One set of functions for each instruction set; selective_scan.cpp chooses. They return 0, or 2 where memory ran out,
+// or 3 for a rule that is not known.
 struct SelectiveCode {
     int (*forward)(const SelectiveArgs&);
     int (*backward)(const SelectiveArgs&);
