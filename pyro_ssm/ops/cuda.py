@@ -18,7 +18,7 @@ import torch
 
 __all__ = ["CUDA_ABI", "CudaEngine", "CudaLibrary", "cuda_library", "cuda_reason", "load_cuda"]
 
-CUDA_ABI = 1  # of csrc/cuda/library.cu: pyro_ssm_cuda_abi()
+CUDA_ABI = 30  # of csrc/cuda/library.cu: pyro_ssm_cuda_abi()
 PATH = Path(__file__).with_name("_cuda.dll" if os.name == "nt" else "_cuda.so")
 #: each has pyro_ssm_NAME_workspace, pyro_ssm_NAME_forward and pyro_ssm_NAME_backward
 NAMES = ("linear_scan", "selective", "convolve")

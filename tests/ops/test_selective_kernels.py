@@ -131,7 +131,7 @@ def test_a_negated_view_is_read_with_its_sign():
 def test_layouts_agree_with_the_library():
     functions = compiled.library().functions
     for name, operator, extra in (
-        ("selective", SELECTIVE_SCAN, 9 + 4 + 12),
+        ("selective", SELECTIVE_SCAN, 10 + 4 + 12),
         ("convolve", CAUSAL_CONV1D, 5 + 3 + 6),
     ):
         strides = sum(3 if x.timed else 2 for x in operator.arguments)

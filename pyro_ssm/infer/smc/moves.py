@@ -29,8 +29,8 @@ def metropolis(
     pseudo-marginal chain, whose stationary law is the exact one (Andrieu and Roberts 2009).
 
     Args:
-        current: a population, as :class:`Evaluated` is: ``take(index)`` its members, ``where(accepted, other)`` theirs or
-            those of another; members of density 0 leave at the first chance.
+        current: a population, as :class:`Evaluated` is: ``take(index)`` its members, ``where(accepted, other)`` theirs
+            or those of another; members of density 0 leave at the first chance.
         proposed: another.
         log_target: of a population, ``(S,)``.
         log_uniforms: ``(S,)``.

@@ -1,6 +1,6 @@
 // The selective scan, the short convolution, elementwise functions and networks of coordinates for one instruction set.
-// Each selective_*.cpp defines PYRO_SSM_ISA (a namespace) and PYRO_SSM_BYTES (of a register), includes the system headers below for any processor, switches its
-// instructions on, and includes this file again.
+// Each selective_*.cpp defines PYRO_SSM_ISA (a namespace) and PYRO_SSM_BYTES (of a register), includes the system headers
+// below for any processor, switches its instructions on, and includes this file again.
 #if !defined(PYRO_SSM_SYSTEM_HEADERS)
 #define PYRO_SSM_SYSTEM_HEADERS
 #include <cstdint>
@@ -10,7 +10,11 @@
 #include "causal_conv1d.h"
 #include "coordinate.h"
 #include "elementwise.h"
+#include "isa.h"
 #include "selective_scan.h"
+#if PYRO_SSM_X86
+#include <immintrin.h>
+#endif
 #else
 namespace PYRO_SSM_ISA {
 namespace {
@@ -18,6 +22,7 @@ namespace {
 #include "simd.h"
 #include "elementary.h"
 #include "selective_core.h"
+#include "selective_rule.h"
 #include "selective_forward.h"
 #include "selective_backward.h"
 #include "convolve.h"

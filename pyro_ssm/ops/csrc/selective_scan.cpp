@@ -6,15 +6,22 @@
 #include "elementwise.h"
 #include "isa.h"
 
-#define DECLARE(isa) namespace isa { extern const SelectiveCode code; extern const ConvolveCode convolve_code; \
-    extern const ElementwiseCode elementwise_code; extern const CoordinateCode coordinate_code; }
+#define DECLARE(isa)                                  \
+    namespace isa {                                   \
+    extern const SelectiveCode code;                  \
+    extern const ConvolveCode convolve_code;          \
+    extern const ElementwiseCode elementwise_code;    \
+    extern const CoordinateCode coordinate_code;      \
+    }
 DECLARE(selective_base)
 DECLARE(selective_avx2)
 DECLARE(selective_avx512)
 
 #if PYRO_SSM_X86
 #define CHOOSE(name) \
-    (isa_level() == ISA_AVX512 ? selective_avx512::name : isa_level() == ISA_AVX2 ? selective_avx2::name : selective_base::name)
+    (isa_level() == ISA_AVX512 ? selective_avx512::name \
+     : isa_level() == ISA_AVX2 ? selective_avx2::name   \
+                               : selective_base::name)
 #else
 #define CHOOSE(name) selective_base::name
 #endif
