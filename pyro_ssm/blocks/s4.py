@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssm.blocks.structured import BANK_DIMS, Bank, complex_of
-from pyro_ssm.ops import NormalPlusLowRank, dense_lti, dplr_kernel, dplr_scan, hippo
-from pyro_ssm.ops.dplr import both, dplr_matrices
+from pyro_ssm.ops import NormalPlusLowRank, dense_lti, dplr_lti, dplr_scan, hippo
 from pyro_ssm.ops.recompute import recomputed_scan
 
 __all__ = ["LSSL", "S4"]
@@ -94,14 +93,10 @@ class S4(Bank):
         eigenvalues = complex_of(-self.log_decay.exp(), self.frequency)
         P, B = complex_of(self.P_real, self.P_imag), complex_of(self.B_real, self.B_imag)
         C, step = complex_of(self.C_real, self.C_imag), self._step(gap)
-        if gap is None and reset is None and u.shape[-2] >= _KERNEL_FROM:
+        if gap is None:
             eigenvalues, B, C = (m if m.dim() == 2 else m.squeeze(-3) for m in (eigenvalues, B, C))
-            P, step = P if P.dim() == 3 else P.squeeze(-4), step.squeeze(-2)
-            kernel = dplr_kernel(eigenvalues, P, B, C, step, u.shape[-2])
-            A_bar, B_bar = (m.to(B.dtype) for m in dplr_matrices(eigenvalues, P, B, step))
-            initial = None if state is None else both(state)
-            y, final = dense_lti(u, A_bar, B_bar, both(C), initial, kernel=kernel)
-            return y, final[..., : final.shape[-1] // 2]
+            P = P if P.dim() == 3 else P.squeeze(-4)
+            return dplr_lti(u, step.squeeze(-2), eigenvalues, P, B, C, state, reset)
         state = self.start(()) if state is None else state
         return dplr_scan(u, step.expand(step.shape[:-2] + u.shape[-2:]), eigenvalues, P, B, C, state, reset)
 

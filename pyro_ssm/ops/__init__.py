@@ -11,6 +11,7 @@ from pyro_ssm.ops.dense_lti import dense_lti, dense_lti_reference
 from pyro_ssm.ops.diag_lti import diag_lti, diag_lti_reference
 from pyro_ssm.ops.discretise import discretise
 from pyro_ssm.ops.dplr import cauchy, dplr_kernel, dplr_scan, dplr_scan_reference
+from pyro_ssm.ops.dplr_lti import dplr_lti
 from pyro_ssm.ops.euler_network_path import (
     CoordinateScale,
     EulerPathDraw,
@@ -92,6 +93,7 @@ __all__ = [
     "diag_lti_reference",
     "discretise",
     "dplr_kernel",
+    "dplr_lti",
     "dplr_scan",
     "dplr_scan_reference",
     "elman_scan",
