@@ -20,6 +20,11 @@ namespace {
 #include "scan_passes.h"
 #include "bank_passes.h"
 #include "low_rank_passes.h"
+#define PYRO_SSM_BYTES (PYRO_SSM_WIDTH * 8)
+#include "simd.h"
+#include "elementary.h"
+#include "complex_exponential.h"
+#include "gap_passes.h"
 
 template <class Kind, class T> int run(const ScanArgs& args, bool backward) {
     if (backward) backward_all<Kind, T>(args);
@@ -40,6 +45,10 @@ int dispatch(const ScanArgs& args, bool backward) {
 int forward(const ScanArgs& args) { return dispatch(args, false); }
 int backward(const ScanArgs& args) { return dispatch(args, true); }
 template <class T> int run_bank(const BankArgs& args, bool backward) {
+    if (args.step.data && args.method == BANK_ZOH)
+        return bank_tasks<T>(args, backward ? gaps_backward_one<T, BANK_ZOH> : gaps_forward_one<T, BANK_ZOH>);
+    if (args.step.data)
+        return bank_tasks<T>(args, backward ? gaps_backward_one<T, BANK_BILINEAR> : gaps_forward_one<T, BANK_BILINEAR>);
     switch (args.rank) {
         case 0: return bank_tasks<T>(args, backward ? bank_backward_one<T> : bank_forward_one<T>);
         case 1: return bank_tasks<T>(args, backward ? low_rank_backward_one<T, 1> : low_rank_forward_one<T, 1>);
