@@ -40,7 +40,7 @@ BLOCKS: dict[str, Block] = {  # of so many channels, with first steps in a range
     "LSSL": lambda n, steps: blocks.LSSL(n, 16, step_range=steps),
     "S4": lambda n, steps: blocks.S4(n, 16, step_range=steps),
     "S4D": lambda n, steps: blocks.S4D(n, 16, step_range=steps),
-    "S5": lambda n, steps: blocks.S5(n, 32, step_range=steps),
+    "S5": lambda n, steps: blocks.S5(n, 32, num_blocks=4, step_range=steps),
     "LinOSS": lambda n, steps: blocks.LinOSS(n, 32),
     "LRU": lambda n, steps: blocks.LRU(n, 32),
     "Mamba": lambda n, steps: blocks.Mamba(n, 8, step_range=(1e-2, 1.0)),
@@ -76,7 +76,7 @@ RECIPES = {
     "induction": Recipe(induction_heads, ("Mamba", "Mamba2", "S4D", "S5"), 3000),
     "mnist1d": Recipe(moved_mnist1d, ("S4D", "S5", "Mamba", "LinOSS", "LRU"), 1000, smoothing=0.05, **WHOLE),
     "ablation": Recipe(moved_mnist1d, ("LSSL", "S4", "S4D"), 600, smoothing=0.05, **WHOLE),
-    "listops": Recipe(listops, ("S4", "S4D", "S5"), 2000, **{**WHOLE, "lr": 4e-3}),
+    "listops": Recipe(listops, ("S4", "S4D", "S5"), 2000, **WHOLE),
 }
 
 

@@ -67,6 +67,7 @@ def diag_bank(
     >>> diag_bank(u, one / 2, one, one, None, None, None)[0].tolist() if bank_is_compiled(u) else [[1.0], [1.5]]
     [[1.0], [1.5]]
     """
+
     def plain(u: Tensor, a: Tensor, b: Tensor, C: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         return composite(u, a, b, C, *rest[2:4])
 
@@ -110,7 +111,6 @@ def low_rank_bank(
     >>> low_rank_bank(*args, None)[0].tolist() if bank_is_compiled(u) else [[1.0], [1.25]]
     [[1.0], [1.25]]
     """
-
 
     def plain(*args: Any) -> tuple[Tensor, Tensor]:
         return composite(*args[:8])

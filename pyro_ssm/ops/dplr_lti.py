@@ -80,9 +80,11 @@ def dplr_lti(
         return low_rank_bank(u, a, b, 2 * C.to(dtype), W, Q, first, reset, _states)
     if mode == "convolution" or (mode is None and reset is None and steps >= _KERNEL_FROM):
         return _convolution(u, step, eigenvalues, P, B, C, initial)
-    given = (m if m.dim() == d else m.unsqueeze(-d - 1) for m, d in ((eigenvalues, 2), (P, 3), (B, 2), (C, 2)))
+    eigenvalues, B, C = (m if m.dim() == 2 else m.unsqueeze(-3) for m in (eigenvalues, B, C))
+    P = P if P.dim() == 3 else P.unsqueeze(-4)
     first = eigenvalues.new_zeros(eigenvalues.shape[-2:]) if initial is None else initial
-    return dplr_scan(u, step.unsqueeze(-2).expand(*step.shape[:-1], steps, step.shape[-1]), *given, first, reset)
+    steps_of_all = step.unsqueeze(-2).expand(*step.shape[:-1], steps, step.shape[-1])
+    return dplr_scan(u, steps_of_all, eigenvalues, P, B, C, first, reset)
 
 
 def _states(
