@@ -25,8 +25,9 @@ class S4(Bank):
         \\dot h = (\\operatorname{diag}(\\Lambda) - P P^*) h + B u, \\quad y = 2 \\operatorname{Re} C h + D u,
 
     by the bilinear discretisation with :math:`\\Delta_t = e^{\\text{log\\_step}} dt_t`, exactly at each step. Always
-    stable: the real parts of :math:`\\Lambda` are negative. A regular sequence is a convolution with the kernel of
-    :func:`~pyro_ssm.ops.dplr_kernel`; irregular gaps and resets run the recurrence.
+    stable: the real parts of :math:`\\Lambda` are negative. A regular sequence, with resets or without, runs
+    :func:`~pyro_ssm.ops.dplr_lti`, at a cost of N a step; irregular gaps run the recurrence step by step, which is much
+    slower (:class:`S4D` has no such cost).
 
     Args:
         features: channels.
@@ -34,8 +35,9 @@ class S4(Bank):
         measure: ``"legs"``, ``"legt"``, ``"lagt"`` or ``"fourier"`` (see :func:`~pyro_ssm.ops.hippo`).
         step_range: first steps lie between these.
 
-    State: ``(..., features, N / 2)`` complex. Randomness: first values, from torch's generator. The kernel costs dense
-    products of ``N x N`` matrices a channel; :class:`S4D` is much cheaper and about as good.
+    State: ``(..., features, N / 2)`` complex. Randomness: first values, from torch's generator. Without the compiled
+    operators, or on another device, a regular sequence is a convolution with the kernel of
+    :func:`~pyro_ssm.ops.dplr_kernel`, which takes dense products of ``N x N`` matrices a channel.
 
     Source: A. Gu, K. Goel, C. Re (2022), Efficiently modeling long sequences with structured state spaces; K. Goel, A.
     Gu, C. Donahue, C. Re (2022), It's raw! (the sign of :math:`P P^*`).
