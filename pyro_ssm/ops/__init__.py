@@ -12,6 +12,7 @@ from pyro_ssm.ops.dense_lti import dense_lti, dense_lti_reference
 from pyro_ssm.ops.diag_lti import diag_lti, diag_lti_reference
 from pyro_ssm.ops.discretise import discretise
 from pyro_ssm.ops.dplr import cauchy, dplr_kernel, dplr_scan, dplr_scan_reference
+from pyro_ssm.ops.dplr_lti import dplr_lti
 from pyro_ssm.ops.euler_network_path import EulerPathDraw, euler_network_path, euler_network_path_reference
 from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
 from pyro_ssm.ops.hippo import NormalPlusLowRank, hippo, hippo_low_rank
@@ -89,6 +90,7 @@ __all__ = [
     "diag_lti_reference",
     "discretise",
     "dplr_kernel",
+    "dplr_lti",
     "dplr_scan",
     "dplr_scan_reference",
     "elman_scan",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_ssm.ops.diag_bank import bank_is_compiled, diag_bank
+from pyro_ssm.ops.diag_bank import bank_is_compiled, diag_bank, gap_bank
 from pyro_ssm.ops.diagonal_scan import check_steps, diagonal_scan, diagonal_scan_reference
 from pyro_ssm.ops.linear_scan import linear_scan
 from pyro_ssm.ops.ssm_kernel import discretise_exactly, fft_conv, powers, readout
@@ -14,6 +14,7 @@ from pyro_ssm.ops.ssm_kernel import discretise_exactly, fft_conv, powers, readou
 __all__ = ["diag_lti", "diag_lti_reference"]
 
 _CONVOLUTION_FROM = 4  # steps; measured on CPU, forward and backward
+_SMALLEST = 1e-6  # eigenvalue by which an input is divided
 
 
 def diag_lti_reference(
@@ -68,8 +69,8 @@ def diag_lti(
         reset: bool ``(..., time)``; where True the state before the step counts as zero.
         method: ``"zoh"`` (the input holds over the step) or ``"bilinear"``.
         mode: ``"scan"`` (any step, linear memory by recomputation), ``"convolution"`` (one step for all times and no
-            reset; by a kernel and the fast Fourier transform), or None: with one step for all times the compiled scan,
-            and without it the convolution, where it is possible and not short.
+            reset; by a kernel and the fast Fourier transform), or None: the compiled scan, and without it the
+            convolution, where it is possible and not short.
 
     Returns:
         ``(y, final)``: ``(..., time, D)`` and ``(..., D, N)``.
@@ -94,6 +95,9 @@ def diag_lti(
         raise ValueError(f"diag_lti: `mode` must be 'scan', 'convolution' or None, got {mode!r}")
     if step.shape[-2] == 1 and steps and mode != "convolution" and bank_is_compiled(u, step, A, B, C, initial):
         return _bank(u, step, A, B, C, initial, reset, method)
+    if mode is None and steps and step.shape[-2] == steps and bank_is_compiled(u, step, A, B, C, initial):
+        if method in ("zoh", "bilinear") and bool((A.abs() > _SMALLEST).all()):
+            return _gaps(u, step, A, B, C, initial, reset, method)
     regular = step.shape[-2] == 1 and reset is None
     if mode == "convolution" and not regular:
         raise ValueError("diag_lti: a convolution needs one step for all times, and no reset; use mode='scan'")
@@ -121,6 +125,43 @@ def _bank(
     initial = None if initial is None else initial.to(dtype)
     y, final = diag_bank(u, a.to(dtype), w.to(dtype) * B, 2 * C.to(dtype), initial, reset, _states)
     return y, final
+
+
+def _gaps(
+    u: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    method: str,
+) -> tuple[Tensor, Tensor]:
+    """A step for each time: the compiled scan discretises where it stands."""
+    A, B, C = (m if m.dim() == 2 else m.squeeze(-3) for m in (A, B, C))
+    dtype = torch.promote_types(A.dtype, u.dtype.to_complex())
+    initial = None if initial is None else initial.to(dtype)
+    A = A.to(dtype)
+    return gap_bank(u, step.to(u.dtype), A, B.to(dtype) / A, 2 * C.to(dtype), initial, reset, method, _gap_states)
+
+
+def _gap_states(
+    u: Tensor,
+    step: Tensor,
+    a: Tensor,
+    b: Tensor,
+    C: Tensor,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    method: str,
+) -> tuple[Tensor, Tensor]:
+    """:func:`~pyro_ssm.ops.diag_bank.gap_bank` with all its states."""
+    x = step.unsqueeze(-1) * a.unsqueeze(-3)  # (..., time, D, N)
+    grown = torch.expm1(x) if method == "zoh" else x / (1 - x / 2)
+    drive = grown * b.unsqueeze(-3) * u.unsqueeze(-1)
+    first = None if initial is None else initial.flatten(-2)
+    h = linear_scan((grown + 1).flatten(-2), drive.flatten(-2), first, reset=reset).unflatten(-1, a.shape[-2:])
+    return (C.unsqueeze(-3) * h).sum(-1).real, h[..., -1, :, :]
 
 
 def _states(

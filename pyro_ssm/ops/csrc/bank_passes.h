@@ -18,12 +18,13 @@ template <class T> struct Bank {
     typedef Planes<V, 2> Z;
 
     const BankArgs& args;
-    i64 lanes, blocks, segments;
+    i64 lanes, blocks, segment, segments;
     mutable bool failed = false;  // no memory: an exception must not pass through the threads of others
     explicit Bank(const BankArgs& a) : args(a) {
         lanes = row_count(a.rows) * a.width;
         blocks = (lanes + BLOCK - 1) / BLOCK;
-        segments = (a.steps + BANK_STEPS - 1) / BANK_STEPS;
+        segment = a.rank ? (i64)LOW_RANK_STEPS : (i64)BANK_STEPS;
+        segments = (a.steps + segment - 1) / segment;
     }
     static PYRO_SSM_HD V get(const T* from) { V x; std::memcpy(&x, from, sizeof(x)); return x; }
     static PYRO_SSM_HD void put(T* to, V x) { std::memcpy(to, &x, sizeof(x)); }
@@ -43,20 +44,21 @@ template <class T> struct Bank {
         x.whole = x.count == BLOCK && x.lane[0].row == x.lane[BLOCK - 1].row;
         return x;
     }
-    // Complex coefficients of all states as [state][re, im][lane]; zero where there is no lane.
-    void gather(const Array& from, const Block& x, T* to) const {
-        std::memset(to, 0, sizeof(T) * (size_t)(args.states * 2 * BLOCK));
+    // Complex coefficients of all states (`ranks` times) as [state][re, im][lane]; zero where there is no lane.
+    void gather(const Array& from, const Block& x, T* to, i64 ranks = 1) const {
+        const i64 each = ranks * args.states * 2;
+        std::memset(to, 0, sizeof(T) * (size_t)(each * BLOCK));
         if (!from.data) return;
         for (i64 l = 0; l < x.count; ++l) {
-            const T* z = (const T*)from.data + row_offset(args.rows, from, x.lane[l].row) + x.lane[l].channel * args.states * 2;
-            for (i64 k = 0; k < args.states * 2; ++k) to[k * BLOCK + l] = z[k];
+            const T* z = (const T*)from.data + row_offset(args.rows, from, x.lane[l].row) + x.lane[l].channel * each;
+            for (i64 k = 0; k < each; ++k) to[k * BLOCK + l] = z[k];
         }
     }
-    void scatter(void* to, const Block& x, const T* from) const {
+    void scatter(void* to, const Block& x, const T* from, i64 ranks = 1) const {
+        const i64 each = ranks * args.states * 2;
         if (!to) return;
         for (i64 l = 0; l < x.count; ++l)
-            for (i64 k = 0; k < args.states * 2; ++k)
-                ((T*)to)[(x.first + l) * args.states * 2 + k] = from[k * BLOCK + l];
+            for (i64 k = 0; k < each; ++k) ((T*)to)[(x.first + l) * each + k] = from[k * BLOCK + l];
     }
     // Numbers of (rows, steps, width) as [step][lane].
     void gather_steps(const Array& from, const Block& x, i64 start, i64 count, T* to) const {

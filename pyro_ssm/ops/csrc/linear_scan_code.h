@@ -19,6 +19,12 @@ namespace {
 #include "scan_blocks.h"
 #include "scan_passes.h"
 #include "bank_passes.h"
+#include "low_rank_passes.h"
+#define PYRO_SSM_BYTES (PYRO_SSM_WIDTH * 8)
+#include "simd.h"
+#include "elementary.h"
+#include "complex_exponential.h"
+#include "gap_passes.h"
 
 template <class Kind, class T> int run(const ScanArgs& args, bool backward) {
     if (backward) backward_all<Kind, T>(args);
@@ -38,9 +44,20 @@ int dispatch(const ScanArgs& args, bool backward) {
 }
 int forward(const ScanArgs& args) { return dispatch(args, false); }
 int backward(const ScanArgs& args) { return dispatch(args, true); }
+template <class T> int run_bank(const BankArgs& args, bool backward) {
+    if (args.step.data && args.method == BANK_ZOH)
+        return bank_tasks<T>(args, backward ? gaps_backward_one<T, BANK_ZOH> : gaps_forward_one<T, BANK_ZOH>);
+    if (args.step.data)
+        return bank_tasks<T>(args, backward ? gaps_backward_one<T, BANK_BILINEAR> : gaps_forward_one<T, BANK_BILINEAR>);
+    switch (args.rank) {
+        case 0: return bank_tasks<T>(args, backward ? bank_backward_one<T> : bank_forward_one<T>);
+        case 1: return bank_tasks<T>(args, backward ? low_rank_backward_one<T, 1> : low_rank_forward_one<T, 1>);
+        case 2: return bank_tasks<T>(args, backward ? low_rank_backward_one<T, 2> : low_rank_forward_one<T, 2>);
+        default: return SCAN_UNKNOWN_KIND;
+    }
+}
 int bank(const BankArgs& args, bool backward) {
-    if (args.doubles) return bank_tasks<double>(args, backward ? bank_backward_one<double> : bank_forward_one<double>);
-    return bank_tasks<float>(args, backward ? bank_backward_one<float> : bank_forward_one<float>);
+    return args.doubles ? run_bank<double>(args, backward) : run_bank<float>(args, backward);
 }
 int bank_forward(const BankArgs& args) { return bank(args, false); }
 int bank_backward(const BankArgs& args) { return bank(args, true); }
