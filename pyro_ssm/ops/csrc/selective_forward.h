@@ -78,6 +78,7 @@ static void forward_few(const SelectiveArgs& a, const Cut<T>& cut, i64 item, Scr
     constexpr i64 W = S::W;
     Row<T> r(a, cut, item, memory, false, R::unit);
     Steps<T> steps;
+    steps.delta[0] = steps.drive[0] = steps.input[0] = V{};  // a compiler cannot tell that a chunk has one step
     alignas(64) T delta[W], drive[W], decay[W];
     for (i64 t = 0; t < a.times; ++t) {
         r.begin_chunk(t, 1);
