@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.composite import composite_backward, transformed
-from pyro_ssm.ops.engine import engine_of
+from pyro_ssm.ops.engine import Engine, engine_of
 from pyro_ssm.ops.operator import Way, address, define, way_of
 
 __all__ = ["Argument", "BatchedOperator", "Plan", "looked_at"]
@@ -148,7 +148,7 @@ class BatchedOperator:
             wide = [x.float() if x is not None and x.dtype in _HALVES else x for x in tensors]
             y, final = self.run(*wide, *arguments[self.count :])
             return y.to(first.dtype), final
-        way = way_of(*tensors) if engine_of(first) is not None else Way.TRANSFORM
+        way = way_of(*tensors) if self._engine(first, 0) is not None else Way.TRANSFORM
         if way is Way.TRANSFORM:
             if first.device.type not in ("cpu", "cuda"):
                 return self.composite(*arguments)
@@ -231,6 +231,9 @@ class BatchedOperator:
         key = tuple((x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x for x in signature)
         self.plans[key] = Plan(struct, places, len(fields), y.shape, final.shape)
 
+    def _engine(self, first: Tensor, way: int) -> Engine | None:
+        return engine_of(first, self.functions[way], int(first.dtype == torch.float64))
+
     def _flat(self, arguments: Sequence[Any]) -> tuple[list[Any], torch.Size]:
         """The arguments with one leading dim each, and all leading dims."""
         pairs = list(zip(arguments, self.arguments, strict=False))
@@ -273,7 +276,7 @@ class BatchedOperator:
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         """``(y, final, kept)`` of flat arguments and ``keep``."""
         y, final, kept = out = self._results(*arguments)
-        engine = engine_of(y)
+        engine = self._engine(y, 0)
         if engine is None:
             with torch.no_grad():
                 found, state = self.composite(*arguments[:-1])
@@ -293,7 +296,7 @@ class BatchedOperator:
         """Gradients of the differentiable arguments, in their shapes; what is not wanted comes back empty."""
         *given, kept, grad_y, grad_final, wanted = arguments
         inputs, first = [given[i] for i in self.differentiable], given[0]
-        engine = engine_of(first)
+        engine = self._engine(first, 1)
         if engine is None or first.shape[0] * first.shape[2] == 0:
             with torch.no_grad():
                 found = self._by_composite(given, wanted, (grad_y, grad_final))

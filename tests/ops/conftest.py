@@ -37,7 +37,7 @@ def use(engine, monkeypatch):
             pytest.skip(functions)
         switch_off(monkeypatch)
         for module in (batched_operator, recurrence_kernel):
-            monkeypatch.setattr(module, "engine_of", lambda x: EmulatedEngine(functions) if x.is_cpu else None)
+            monkeypatch.setattr(module, "engine_of", lambda x, *_: EmulatedEngine(functions) if x.is_cpu else None)
 
 
 def switch_off(monkeypatch):

@@ -167,7 +167,7 @@ def test_which_tensors_go_to_the_gpu(monkeypatch):
 def test_operators_without_an_engine_are_torch(monkeypatch):
     """What a CUDA tensor meets where there is no library."""
     for module in ("pyro_ssm.ops.batched_operator", "pyro_ssm.ops.recurrence_kernel"):
-        monkeypatch.setattr(f"{module}.engine_of", lambda x: None)
+        monkeypatch.setattr(f"{module}.engine_of", lambda *_: None)
     monkeypatch.setattr(compiled, "_library", compiled.Library(None, "switched off by the test", "", 0))
     for name in CASES:
         fast, plain, make, options, sizes = CASES[name]
