@@ -1,5 +1,5 @@
-"""Who runs a compiled operator, by the device of the tensors: the library of the CPU, that of the GPU, or kernels for the
-GPU that are compiled when they are first needed."""
+"""Who runs a compiled operator, by the device of the tensors: the library of the CPU, that of the GPU, or kernels of the
+GPU that are compiled when they are needed."""
 
 from __future__ import annotations
 

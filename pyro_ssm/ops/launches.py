@@ -91,7 +91,9 @@ def programs(function: str, code: int) -> list[Program]:
     sums = f"add_parts<{T}, {T}>"
     if name == "linear_scan":
         of = f"{_KINDS[code]}, {T}"
-        both = [f"{kernel}<{of}>" for kernel in ("ends_forward", "states_forward", "ends_backward", "gradients_backward")]
+        both = [
+            f"{kernel}<{of}>" for kernel in ("ends_forward", "states_forward", "ends_backward", "gradients_backward")
+        ]
         return [Program("linear_scan", (*both, *(f"starts<{of}, {back}>" for back in _BOOLS), sums))]
     if name == "convolve":
         kernels = [f"{kernel}<{T}>" for kernel in ("outputs", "of_inputs", "of_weights")]
@@ -230,9 +232,7 @@ def _selective(T: str, fields: list[int], back: bool, multiprocessors: int, memo
     if grad_gap and gaps > 1:
         yield _sum(T, T, gap, grad_gap, gaps, rows)
     if grad_dt and share > 1:
-        yield Launch(
-            f"steps_to_heads<{T}>", _ceil(rows * heads, 128), 1, 128, [step, grad_dt, rows * heads, share]
-        )
+        yield Launch(f"steps_to_heads<{T}>", _ceil(rows * heads, 128), 1, 128, [step, grad_dt, rows * heads, share])
     for source, to, of_head in ((A, grad_A, rates), (D, grad_D, 1), (bias, grad_bias, 1)):
         if to:
             grid = batch * heads * of_head

@@ -1,7 +1,7 @@
 """The run-time compiler of CUDA, NVRTC: machine code of the kernels where no nvcc was there to build them.
 
-Every torch for CUDA brings the library. It is loaded with ctypes, and compiles the sources of ``csrc/cuda`` as they are:
-they name no header of the system (:func:`device_source`).
+Every torch for CUDA brings the library. It is loaded with ctypes, and compiles the sources of ``csrc/cuda`` as they
+are: kernels need no header of the system (:func:`device_source`).
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ class Nvrtc:
             for kernel in kernels:
                 self._call("nvrtcAddNameExpression", program, kernel.encode())
             options = [option.encode() for option in (f"-arch={target}", *OPTIONS)]
-            failed = self.functions.nvrtcCompileProgram(program, len(options), (_STRINGS._type_ * len(options))(*options))
+            failed = self.functions.nvrtcCompileProgram(
+                program, len(options), (_STRINGS._type_ * len(options))(*options)
+            )
             log = self._bytes(program, "ProgramLog").rstrip(b"\0").decode(errors="replace").strip()
             if failed:
                 why = self.functions.nvrtcGetErrorString(failed).decode()
@@ -195,8 +197,8 @@ def find_nvrtc() -> Nvrtc:
     if found:
         raise NvrtcError(reasons[0])
     raise NvrtcError(
-        "NVRTC was found neither among the packages of NVIDIA beside torch, nor in CUDA_HOME, nor in the folders of the "
-        f"system; `pip install nvidia-cuda-nvrtc{'-cu' + wanted if wanted in ('11', '12') else ''}` brings it"
+        "NVRTC was found neither among the packages of NVIDIA beside torch, nor in CUDA_HOME, nor in the folders of "
+        f"the system; `pip install nvidia-cuda-nvrtc{'-cu' + wanted if wanted in ('11', '12') else ''}` brings it"
     )
 
 

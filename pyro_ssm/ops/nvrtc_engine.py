@@ -65,9 +65,7 @@ class RuntimeKernels:
         name, version = f"{program.source}.cu", ".".join(map(str, self.compiler.version))
         text = device_source(SOURCES / name)
         key = [text, *program.kernels, self.target, version, *OPTIONS]
-        code = cached(
-            self.folder, key, lambda: self.compiler.compile(text, name, program.kernels, self.target)
-        )
+        code = cached(self.folder, key, lambda: self.compiler.compile(text, name, program.kernels, self.target))
         self.driver.enter(self.index)
         handles = self.driver.load(code.image, [code.names[kernel] for kernel in program.kernels])
         self.kernels.update(zip(program.kernels, handles, strict=True))
