@@ -1,5 +1,4 @@
-"""Who runs a compiled operator, by the device of the tensors: the library of the CPU, that of the GPU, or kernels of the
-GPU that are compiled when they are needed."""
+"""Who runs a compiled operator: the library of the CPU, that of the GPU, or kernels of the GPU compiled when needed."""
 
 from __future__ import annotations
 
