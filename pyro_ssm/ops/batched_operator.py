@@ -148,7 +148,7 @@ class BatchedOperator:
             wide = [x.float() if x is not None and x.dtype in _HALVES else x for x in tensors]
             y, final = self.run(*wide, *arguments[self.count :])
             return y.to(first.dtype), final
-        way = way_of(*tensors) if self._engine(first, 0) is not None else Way.TRANSFORM
+        way = way_of(*tensors) if self.engine(first, 0) is not None else Way.TRANSFORM
         if way is Way.TRANSFORM:
             if first.device.type not in ("cpu", "cuda"):
                 return self.composite(*arguments)
@@ -231,7 +231,8 @@ class BatchedOperator:
         key = tuple((x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x for x in signature)
         self.plans[key] = Plan(struct, places, len(fields), y.shape, final.shape)
 
-    def _engine(self, first: Tensor, way: int) -> Engine | None:
+    def engine(self, first: Tensor, way: int = 0) -> Engine | None:
+        """What runs the kernels forward (0) or backward (1) where the first argument is; None where torch does."""
         return engine_of(first, self.functions[way], int(first.dtype == torch.float64))
 
     def _flat(self, arguments: Sequence[Any]) -> tuple[list[Any], torch.Size]:
@@ -276,7 +277,7 @@ class BatchedOperator:
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         """``(y, final, kept)`` of flat arguments and ``keep``."""
         y, final, kept = out = self._results(*arguments)
-        engine = self._engine(y, 0)
+        engine = self.engine(y, 0)
         if engine is None:
             with torch.no_grad():
                 found, state = self.composite(*arguments[:-1])
@@ -296,7 +297,7 @@ class BatchedOperator:
         """Gradients of the differentiable arguments, in their shapes; what is not wanted comes back empty."""
         *given, kept, grad_y, grad_final, wanted = arguments
         inputs, first = [given[i] for i in self.differentiable], given[0]
-        engine = self._engine(first, 1)
+        engine = self.engine(first, 1)
         if engine is None or first.shape[0] * first.shape[2] == 0:
             with torch.no_grad():
                 found = self._by_composite(given, wanted, (grad_y, grad_final))

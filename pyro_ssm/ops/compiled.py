@@ -15,7 +15,7 @@ import torch
 
 __all__ = ["ABI", "Library", "library"]
 
-ABI = 8  # of csrc/library.cpp: pyro_ssm_abi()
+ABI = 40  # of csrc/library.cpp: pyro_ssm_abi()
 _INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
 _STRUCT = (ctypes.c_int, _POINTER)  # one struct of eight-byte fields to a status
 _NORMALISE = (None, _POINTER, _POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER)

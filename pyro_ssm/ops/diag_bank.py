@@ -1,170 +1,116 @@
-"""A bank of diagonal systems that do not change in time, by the compiled scan: no tensor of time times states."""
+"""``torch.ops.pyro_ssm.diag_lti``: a bank of diagonal systems that do not change in time, the kernels of ``csrc/diag_lti.h``.
+
+No tensor of time times states: the states before every 64 steps are kept, the backward pass computes the others again.
+Complex numbers are pairs of real ones here, in a last dim of size 2.
+"""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_ssm.ops.compiled import library
-from pyro_ssm.ops.composite import composite_backward
-from pyro_ssm.ops.operator import Way, address, in_memory, rows_of, solid, way_of
+from pyro_ssm.ops.batched_operator import Argument, BatchedOperator
+from pyro_ssm.ops.linear_scan import linear_scan
+from pyro_ssm.ops.operator import Way, way_of
 
-__all__ = ["bank_is_compiled", "diag_bank"]
+__all__ = ["DIAG_LTI", "bank_is_compiled", "diag_bank"]
 
-FIELDS = 84  # eight-byte fields of BankArgs
-_STEPS, _BYTES = 64, 64  # BANK_STEPS, BANK_BYTES
-
-#: ``(u, a, b, C, initial, reset) -> (y, final)``, differentiable
-Composite = Callable[..., tuple[Tensor, Tensor]]
+_STEPS, _BYTES = 64, 64  # BANK_STEPS, BANK_BYTES of csrc/diag_lti.h
+_REALS = (torch.float32, torch.float64)
 
 
 def bank_is_compiled(u: Tensor, *rest: Tensor | None) -> bool:
-    """Whether :func:`diag_bank` can take these arguments: the library is there, and they are plain tensors.
+    """Whether kernels can take these arguments of :func:`diag_bank`: they are there, and no transform looks on.
 
     >>> import torch
     >>> from pyro_ssm.ops.diag_bank import bank_is_compiled
     >>> torch.func.vmap(lambda x: x + bank_is_compiled(x))(torch.zeros(2))
     tensor([0., 0.])
     """
-    if torch.compiler.is_compiling() or library().functions is None:
+    if u.dtype not in _REALS or DIAG_LTI.engine(u) is None:
         return False
-    if u.device.type != "cpu" or u.dtype not in (torch.float32, torch.float64):
-        return False
-    return way_of(u, *rest) in (Way.KERNEL, Way.GRADIENT)
+    return way_of(u, *rest) is not Way.TRANSFORM
 
 
 def diag_bank(
-    u: Tensor, a: Tensor, b: Tensor, C: Tensor, initial: Tensor | None, reset: Tensor | None, composite: Composite
+    u: Tensor, a: Tensor, b: Tensor, C: Tensor, initial: Tensor | None, reset: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Run the bank over a sequence.
 
     .. math:: h_t = a \\odot h_{t-1} + b\\, u_t, \\qquad y_{td} = \\operatorname{Re} \\sum_n C_{dn} h_{tdn}
 
-    The states before every 64 steps are kept for the backward pass, which computes the others again. Second
-    derivatives go through ``composite``.
-
     Args:
-        u: ``(..., time, D)`` real, at least one step.
+        u: ``(..., time, D)`` real.
         a, b, C: ``(..., D, N)`` complex; leading dims broadcast against those of u.
         initial: ``(..., D, N)`` complex, or None.
         reset: bool ``(..., time)``, or None.
-        composite: the same in plain torch.
+
+    All is done in float64 where one of them is double, else in float32.
 
     Returns:
-        ``(y, final)``: ``(..., time, D)``, ``(..., D, N)``.
+        ``(y, final)``: ``(..., time, D)``, ``(..., D, N)``. Derivatives of any order, forward mode and
+        ``torch.func.vmap`` are exact (through torch, with a tensor of all states).
 
     >>> import torch
-    >>> from pyro_ssm.ops.diag_bank import bank_is_compiled, diag_bank
-    >>> one, u = torch.ones(1, 1, dtype=torch.complex64), torch.ones(2, 1)
-    >>> diag_bank(u, one / 2, one, one, None, None, None)[0].tolist() if bank_is_compiled(u) else [[1.0], [1.5]]
-    [[1.0], [1.5]]
+    >>> from pyro_ssm.ops.diag_bank import diag_bank
+    >>> one = torch.ones(1, 1, dtype=torch.complex64)
+    >>> diag_bank(torch.ones(2, 1), one / 2, one, one, None, None)[0].squeeze(-1)
+    tensor([1.0000, 1.5000])
     """
-    if way_of(u, a, b, C, initial) is Way.GRADIENT:
-        return _Bank.apply(composite, u, a, b, C, initial, reset)
-    return _forward((u, a, b, C, initial, reset), False)[:2]
+    given = (a, b, C, initial)
+    double = u.dtype == torch.float64 or any(x is not None and x.dtype == torch.complex128 for x in given)
+    real, shape = torch.float64 if double else torch.float32, (u.shape[-1], a.shape[-1])
+    pairs = [None if x is None else _pairs(x.expand(x.shape[:-2] + shape)).to(real) for x in given]
+    y, final = DIAG_LTI.run(u.to(real), *pairs, reset)
+    return y, torch.view_as_complex(final)
 
 
-class _Bank(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, composite: Composite, *args: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        y, final, tape = _forward(args, True)
-        ctx.composite = composite
-        ctx.save_for_backward(*args, tape)
-        ctx.set_materialize_grads(False)
-        return y, final
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        *args, tape = ctx.saved_tensors
-        needed = ctx.needs_input_grad[1:]
-        given = [g for g in grads if g is not None]
-        if not given:
-            return (None,) * 7
-        if torch.is_grad_enabled() or way_of(*given) is not Way.KERNEL:
-            return (None, *composite_backward(ctx.composite, args, needed, grads))
-        found = _backward(args, tape, grads[0], grads[1], needed)
-        return (
-            None,
-            *(
-                None if not want else g if g.shape == x.shape else g.sum_to_size(x.shape)
-                for g, x, want in zip(found, args, needed, strict=True)
-            ),
-        )
+def _pairs(x: Tensor) -> Tensor:
+    return torch.view_as_real(x.resolve_conj())
 
 
-_EVENTS = (2, 2, 2, 2, 2, 1, 2, 2)  # event dims of u, a, b, C, initial, reset, grad_y, grad_final
-_TIMED = (True, False, False, False, False, True, True, False)
+def _composite(
+    u: Tensor, a: Tensor, b: Tensor, C: Tensor, initial: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The bank with all its states, in plain torch."""
+    a, b, C = (torch.view_as_complex(x.contiguous()) for x in (a, b, C))
+    drive = (b.unsqueeze(-3) * u.unsqueeze(-1)).flatten(-2)
+    first = None if initial is None else torch.view_as_complex(initial.contiguous()).flatten(-2)
+    if u.shape[-2] == 0 and first is None:
+        first = drive.new_zeros(drive.shape[:-2] + drive.shape[-1:])
+    h = linear_scan(a.flatten(-2).unsqueeze(-2), drive, first, reset=reset)
+    final = h[..., -1, :] if u.shape[-2] else first.expand(h.shape[:-2] + h.shape[-1:])
+    y = (C.unsqueeze(-3) * h.unflatten(-1, a.shape[-2:])).sum(-1).real
+    return y, torch.view_as_real(final.unflatten(-1, a.shape[-2:]))
 
 
-def _fields(
-    args: Sequence[Any], grad_y: Tensor | None, grad_final: Tensor | None
-) -> tuple[list[int], list[Tensor | None], torch.Size]:
-    """The first fields of BankArgs, the tensors whose memory they point to, and the leading dims."""
-    u, a = args[:2]
-    lead = torch.broadcast_shapes(
-        *(x.shape[: x.dim() - event] for x, event in zip(args, _EVENTS, strict=False) if x is not None)
-    )
-    steps, width, states = u.shape[-2], u.shape[-1], a.shape[-1]
-    found: list[Tensor | None] = []
-    for x, event, timed in zip((*args, grad_y, grad_final), _EVENTS, _TIMED, strict=True):
-        if x is not None:
-            of_event = (steps,) if event == 1 else (steps, width) if timed else (width, states)
-            x = solid(in_memory(x).expand(x.shape[: x.dim() - event] + of_event), 2 if not timed else event - 1)
-        found.append(x)
-    rows = rows_of(lead, [_strides(x, event, len(lead)) for x, event in zip(found, _EVENTS, strict=True)])
-    if rows is None:  # more leading dims than the library takes: one after the other in memory
-        found = [
-            None if x is None else x.expand(lead + x.shape[x.dim() - event :]).flatten(0, len(lead) - 1).contiguous()
-            for x, event in zip(found, _EVENTS, strict=True)
-        ]
-        return (*_fields(found[:6], *found[6:])[:2], lead)
-    fields = [int(u.dtype == torch.float64), steps, width, states, torch.get_num_threads(), library().parallel_for]
-    fields += rows[0]
-    for x, strides, event, timed in zip(found, rows[1], _EVENTS, _TIMED, strict=True):
-        fields += [address(x), *strides, x.stride(x.dim() - event) if x is not None and timed else 0]
-    return fields, found, lead
+def _sizes(u: Tensor, a: Tensor, *rest: Any) -> tuple[int, ...]:
+    return (*u.shape, a.shape[2])
 
 
-def _strides(x: Tensor | None, event: int, dims: int) -> list[int]:
-    """Over the leading dims, in real numbers; 0 where a size is 1."""
-    if x is None:
-        return [0] * dims
-    own = x.dim() - event
-    scale = 2 if x.is_complex() else 1
-    return [0] * (dims - own) + [0 if x.shape[i] == 1 else scale * x.stride(i) for i in range(own)]
-
-
-def _call(which: str, fields: list[int]) -> None:
-    if getattr(library().functions, f"pyro_ssm_diag_lti_{which}")((ctypes.c_int64 * FIELDS)(*fields)):
-        raise MemoryError("diag_lti: not enough memory for the states of one block of channels")
-
-
-def _forward(args: Sequence[Any], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    u, a = args[:2]
-    fields, alive, lead = _fields(args, None, None)
-    steps, width, states = u.shape[-2], u.shape[-1], a.shape[-1]
-    y, final = u.new_empty(lead + (steps, width)), a.new_empty(lead + (width, states))
+def _shapes(u: Tensor, a: Tensor, *rest: Any) -> tuple[tuple[int, ...], ...]:
+    batch, times, channels = u.shape
     block = _BYTES // u.element_size()
-    blocks = -(-(y.numel() // max(steps, 1)) // block)
-    tape = u.new_empty(blocks * -(-steps // _STEPS) * states * 2 * block if keep else 0)
-    if y.numel():
-        _call("forward", [*fields, y.data_ptr(), final.data_ptr(), tape.data_ptr() if keep else 0, 0, 0, 0, 0, 0])
-    del alive
-    return y, final, tape
+    blocks, segments = (batch * channels + block - 1) // block, (times + _STEPS - 1) // _STEPS
+    return (batch, times, channels), (batch, *a.shape[1:]), (blocks * segments, a.shape[2], 2, block)
 
 
-def _backward(
-    args: Sequence[Any], tape: Tensor, grad_y: Tensor | None, grad_final: Tensor | None, needed: Sequence[bool]
-) -> list[Tensor | None]:
-    u, a = args[:2]
-    fields, alive, lead = _fields(args, grad_y, grad_final)
-    likes = ((u, u.shape[-2:]), *[(a, a.shape[-2:])] * 4)
-    out = [like.new_empty(lead + size) if want else None for (like, size), want in zip(likes, needed[:5], strict=True)]
-    if u.shape[-2:].numel() * lead.numel():
-        _call("backward", [*fields, 0, 0, tape.data_ptr(), *(address(x) for x in out)])
-    del alive
-    return [*out, None]
+DIAG_LTI = BatchedOperator(
+    "diag_lti",
+    [
+        Argument("u", 2, timed=True),
+        Argument("a", 3, solid=3),
+        Argument("b", 3, solid=3),
+        Argument("C", 3, solid=3),
+        Argument("initial", 3, solid=3, optional=True),
+        Argument("reset", 1, differentiable=False, optional=True),
+    ],
+    "",
+    _composite,
+    _sizes,
+    _shapes,
+    ("pyro_ssm_diag_lti_forward", "pyro_ssm_diag_lti_backward"),
+    keeps=True,
+)

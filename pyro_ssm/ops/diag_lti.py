@@ -8,11 +8,11 @@ from torch import Tensor
 
 from pyro_ssm.ops.diag_bank import bank_is_compiled, diag_bank
 from pyro_ssm.ops.diagonal_scan import check_steps, diagonal_scan, diagonal_scan_reference
-from pyro_ssm.ops.linear_scan import linear_scan
 from pyro_ssm.ops.ssm_kernel import discretise_exactly, fft_conv, powers, readout
 
 __all__ = ["diag_lti", "diag_lti_reference"]
 
+_HALVES = (torch.float16, torch.bfloat16)
 _CONVOLUTION_FROM = 4  # steps; measured on CPU, forward and backward
 
 
@@ -72,7 +72,8 @@ def diag_lti(
             and without it the convolution, where it is possible and not short.
 
     Returns:
-        ``(y, final)``: ``(..., time, D)`` and ``(..., D, N)``.
+        ``(y, final)``: ``(..., time, D)`` and ``(..., D, N)``. Derivatives of any order, forward mode and
+        ``torch.func.vmap`` are exact. Halves are computed in float32, and so is what autocast would narrow.
 
     Raises:
         ValueError: a shape that does not fit, an unknown mode, or a convolution that is not possible.
@@ -92,6 +93,11 @@ def diag_lti(
     check_steps("diag_lti", u, reset=reset)
     if mode not in (None, "scan", "convolution"):
         raise ValueError(f"diag_lti: `mode` must be 'scan', 'convolution' or None, got {mode!r}")
+    if u.dtype in _HALVES:
+        with torch.autocast(u.device.type, enabled=False):
+            real = (u.float(), step.float() if step.dtype in _HALVES else step)
+            y, final = diag_lti(*real, A, B, C, initial=initial, reset=reset, method=method, mode=mode)
+        return y.to(u.dtype), final
     if step.shape[-2] == 1 and steps and mode != "convolution" and bank_is_compiled(u, step, A, B, C, initial):
         return _bank(u, step, A, B, C, initial, reset, method)
     regular = step.shape[-2] == 1 and reset is None
@@ -117,20 +123,7 @@ def _bank(
     """One step for all times: what is discretised has no time, and the compiled scan makes no tensor of all states."""
     A, B, C = (m if m.dim() == 2 else m.squeeze(-3) for m in (A, B, C))
     a, w = discretise_exactly(A, step.squeeze(-2).unsqueeze(-1), method)
-    dtype = torch.promote_types(A.dtype, u.dtype.to_complex())
-    initial = None if initial is None else initial.to(dtype)
-    y, final = diag_bank(u, a.to(dtype), w.to(dtype) * B, 2 * C.to(dtype), initial, reset, _states)
-    return y, final
-
-
-def _states(
-    u: Tensor, a: Tensor, b: Tensor, C: Tensor, initial: Tensor | None, reset: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """:func:`~pyro_ssm.ops.diag_bank.diag_bank` with all its states."""
-    drive = (b.unsqueeze(-3) * u.unsqueeze(-1)).flatten(-2)
-    first = None if initial is None else initial.flatten(-2)
-    h = linear_scan(a.flatten(-2).unsqueeze(-2), drive, first, reset=reset).unflatten(-1, a.shape[-2:])
-    return (C.unsqueeze(-3) * h).sum(-1).real, h[..., -1, :, :]
+    return diag_bank(u, a.to(A.dtype), w.to(A.dtype) * B, 2 * C, initial, reset)
 
 
 def _convolution(

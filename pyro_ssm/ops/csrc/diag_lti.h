@@ -1,28 +1,32 @@
-// A bank of diagonal systems that do not change in time, one input and one output a channel, and its gradient:
+// A bank of diagonal systems that do not change in time, one input and one output a channel, and its gradient: plain C,
+// nothing of torch or Python.
 //     h_t = a h_{t-1} + b u_t,   y_t = Re sum over states of C h_t.
 #pragma once
 
-#include "rows.h"
+#include "library.h"
 
-// Strides count real numbers (bytes for reset); channels are contiguous in u, channels and states in the coefficients,
-// which are complex. Every field is eight bytes wide: Python fills the struct as one array of integers, in this order.
+// a, b, C and states are complex: pairs of numbers. Strides count numbers; 0 repeats. The dims named in brackets are
+// contiguous. Every field is eight bytes wide: Python fills the struct as one array of integers, in this order.
 struct BankArgs {
-    i64 doubles;          // 1: doubles, 0: floats
-    i64 steps, width, states;
-    i64 threads;
-    void* parallel_for;
-    Rows rows;
-    Array u;              // (rows, steps, width)
-    Array a, b, C;        // (rows, width, states)
-    Array initial;        // (rows, width, states); null = zero
-    Array reset;          // (rows, steps) bytes, 1 = the state before the step counts as zero; null = never
-    Array grad_y;         // backward: (rows, steps, width); null = zero
-    Array grad_final;     // backward: (rows, width, states); null = zero
-    void* y;              // (rows, steps, width)
-    void* final;          // (rows, width, states)
-    void* tape;           // the states before every BANK_STEPS steps, for the backward pass: bank_tape_size; null = not wanted
-    void* grad_u;         // (rows, steps, width); null = not wanted, as below
-    void* grad_a;         // these (rows, width, states)
+    i64 doubles;                        // 1: all numbers are doubles; 0: floats
+    i64 batch, times, channels, n;      // n states a channel
+    const void* u; i64 u_b, u_t;        // (channels)
+    const void* a; i64 a_b;             // (channels, n, 2)
+    const void* b; i64 b_b;
+    const void* C; i64 C_b;
+    const void* initial; i64 initial_b; // (channels, n, 2), or null
+    const uint8_t* reset; i64 reset_b;  // (times), 1 = the state before the step counts as 0; or null
+    // results, contiguous
+    void* y;                            // (batch, times, channels)
+    void* final;                        // (batch, channels, n, 2)
+    void* kept;                         // for the backward pass, the states before every BANK_STEPS steps; null = not wanted
+    void* parallel_for;                 // torch_parallel_for, or null for one thread
+    // backward: gradients of y and final, contiguous, or null; those of the arguments, contiguous, of every row of the
+    // batch, or null where they are not wanted
+    const void* grad_y;
+    const void* grad_final;
+    void* grad_u;                       // (batch, times, channels)
+    void* grad_a;                       // (batch, channels, n, 2), as those below
     void* grad_b;
     void* grad_C;
     void* grad_initial;
