@@ -27,10 +27,10 @@ __all__ = [
     "load_cuda",
 ]
 
-CUDA_ABI = 1  # of csrc/cuda/library.cu: pyro_ssm_cuda_abi()
+CUDA_ABI = 2  # of csrc/cuda/library.cu: pyro_ssm_cuda_abi()
 PATH = Path(__file__).with_name("_cuda.dll" if os.name == "nt" else "_cuda.so")
 #: each has pyro_ssm_NAME_workspace, pyro_ssm_NAME_forward and pyro_ssm_NAME_backward
-NAMES = ("linear_scan", "selective", "convolve")
+NAMES = ("linear_scan", "selective", "convolve", "diag_lti")
 
 
 class CudaLibrary(NamedTuple):

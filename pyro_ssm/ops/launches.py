@@ -98,6 +98,10 @@ def programs(function: str, code: int) -> list[Program]:
     if name == "convolve":
         kernels = [f"{kernel}<{T}>" for kernel in ("outputs", "of_inputs", "of_weights")]
         return [Program("causal_conv1d", (*kernels, f"add_parts<double, {T}>"))]
+    if name == "diag_lti":
+        kernels = [f"bank_{kernel}<{T}>" for kernel in ("ends", "adjoint_ends", "states", "gradients")]
+        kernels += [f"bank_starts<{T}, {back}>" for back in _BOOLS]
+        return [Program("diag_lti", (*kernels, f"add_parts<double, {T}>"))]
     found = [f"selective_states<{T}, {shared}, {ends}>" for shared in _BOOLS for ends in _BOOLS]
     needed = [Program("selective_scan", (*found, f"selective_starts<{T}, false>"))]
     if way == "backward":
@@ -165,6 +169,25 @@ def _convolve(T: str, fields: list[int], back: bool, multiprocessors: int, memor
         yield _sum("double", T, weight, grad_weight, chunks, size * taps)
     if grad_bias:
         yield _sum("double", T, bias, grad_bias, chunks, size)
+
+
+def _diag_lti(T: str, fields: list[int], back: bool, multiprocessors: int, memory: Memory) -> Iterator[Launch]:
+    _, batch, times, channels, n = fields[:5]
+    grad_a, grad_b, grad_C = fields[-4:-1]
+    row_blocks, tiles = _ceil(channels, 8), _ceil(times, 64)
+    blocks, states = batch * row_blocks, batch * channels * n
+    chunks, length = _chunks(tiles, blocks * 128, multiprocessors * 1024, 1)
+    state = memory.take(chunks * states * 2, _SIZES[T]) if chunks > 1 else 0
+    cut = memory.take(chunks * batch, 1) if chunks > 1 else 0
+    shares = [memory.take(chunks * states * 2, 8) if back else 0 for _ in range(3)]
+    task = [*fields, row_blocks, tiles, chunks, length, state, cut, *shares]
+    if chunks > 1:
+        yield Launch(f"bank_{'adjoint_' if back else ''}ends<{T}>", blocks, chunks - 1, 128, task)
+        yield Launch(f"bank_starts<{T}, {_BOOLS[back]}>", _ceil(states, 128), 1, 128, task)
+    yield Launch(f"bank_{'gradients' if back else 'states'}<{T}>", blocks, chunks, 128, task)
+    for share, to in zip(shares, (grad_a, grad_b, grad_C), strict=True):
+        if back and to:
+            yield _sum("double", T, share, to, chunks, states * 2)
 
 
 def _linear_scan(T: str, fields: list[int], back: bool, multiprocessors: int, memory: Memory) -> Iterator[Launch]:
@@ -241,6 +264,7 @@ def _selective(T: str, fields: list[int], back: bool, multiprocessors: int, memo
 
 _PLANS: dict[str, Callable[[str, list[int], bool, int, Memory], Iterator[Launch]]] = {
     "convolve": _convolve,
+    "diag_lti": _diag_lti,
     "linear_scan": _linear_scan,
     "selective": _selective,
 }

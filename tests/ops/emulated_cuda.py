@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 SOURCES = Path(cuda.__file__).with_name("csrc") / "cuda"
 GUARD = 4096
 #: all that can be asked of a run-time compiler: of each function, the codes of its numbers
-CODES = {"linear_scan": range(6), "selective": range(2), "convolve": range(2)}
+CODES = {"linear_scan": range(6), "selective": range(2), "convolve": range(2), "diag_lti": range(2)}
 PROGRAMS = sorted(
     {PROBE}
     | {
