@@ -1,4 +1,4 @@
-"""``torch.ops.pyro_ssm.diag_lti``: a bank of diagonal systems that do not change in time, the kernels of ``csrc/diag_lti.h``.
+"""``torch.ops.pyro_ssm.diag_lti``: a bank of diagonal systems that do not change in time (``csrc/diag_lti.h``).
 
 No tensor of time times states: the states before every 64 steps are kept, the backward pass computes the others again.
 Complex numbers are pairs of real ones here, in a last dim of size 2.

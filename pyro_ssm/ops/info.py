@@ -11,7 +11,7 @@ from pyro_ssm.ops.nvrtc_engine import runtime_kernels
 
 __all__ = ["OpsInfo", "info"]
 
-#: those that have a compiled version; on CUDA devices causal_conv1d, linear_scan, scan2x2, selective_scan and ssd
+#: those that have a compiled version; on CUDA causal_conv1d, diag_lti, linear_scan, scan2x2, selective_scan and ssd
 OPERATORS = (
     "causal_conv1d",
     "diag_lti",

@@ -7,7 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pyro_ssm.ops import compiled, cuda, diag_lti, diag_lti_reference, engine, linear_scan, linear_scan_reference, recurrence_kernel, scan2x2
+from pyro_ssm.ops import (
+    compiled,
+    cuda,
+    diag_lti,
+    diag_lti_reference,
+    engine,
+    linear_scan,
+    linear_scan_reference,
+    recurrence_kernel,
+    scan2x2,
+)
 from pyro_ssm.ops.convolve_kernel import CAUSAL_CONV1D
 from pyro_ssm.ops.diag_bank import DIAG_LTI
 from pyro_ssm.ops.selective_kernel import SELECTIVE_SCAN
@@ -52,7 +62,13 @@ CASES = {
     "selective_scan": (*SELECTIVE["selective_scan"], [{"D": 1, "N": 1}, {"D": 5, "N": 3}, {"D": 18, "N": 17}]),
     "ssd": (*SELECTIVE["ssd"], [{"H": 4, "P": 3, "G": 2, "N": 5}, {"H": 2, "P": 20, "G": 1, "N": 17}]),
     "causal_conv1d": (*SELECTIVE["causal_conv1d"], [{"D": 1, "K": 1}, {"D": 5, "K": 2}, {"D": 130, "K": 4}]),
-    "diag_lti": (diag_lti, diag_lti_reference, regular_bank, {}, [{"D": 1, "N": 1}, {"D": 9, "N": 3}, {"D": 3, "N": 18}]),
+    "diag_lti": (
+        diag_lti,
+        diag_lti_reference,
+        regular_bank,
+        {},
+        [{"D": 9, "N": 3}, {"D": 3, "N": 18}],
+    ),
 }
 SKIPPING = ("selective_scan", "ssd", "causal_conv1d")
 
@@ -162,19 +178,22 @@ def test_many_groups_of_states_and_no_steps(device):
 # ------------------------------------------------------------------------------------------ the way there
 
 
+SCAN = ("pyro_ssm_linear_scan_forward", 0)
+
+
 def test_which_tensors_go_to_the_gpu(monkeypatch):
     there = SimpleNamespace(device=torch.device("cuda", 1))
     monkeypatch.setattr(cuda, "_reasons", {})
     if not torch.cuda.is_available():
-        assert cuda.cuda_reason(0) == "no CUDA device" and engine.engine_of(there) is None
+        assert cuda.cuda_reason(0) == "no CUDA device" and engine.engine_of(there, *SCAN) is None
     status = {0: 0, 1: 209}
     functions = SimpleNamespace(pyro_ssm_cuda_usable=status.get, pyro_ssm_cuda_error=lambda error: b"no kernel image")
     monkeypatch.setattr(cuda, "_library", cuda.CudaLibrary(functions, ""))
-    assert engine.engine_of(there) is None and "no kernel image" in cuda.cuda_reason(1)
-    found = engine.engine_of(SimpleNamespace(device=torch.device("cuda", 0)))
+    assert engine.engine_of(there, *SCAN) is None and "no kernel image" in cuda.cuda_reason(1)
+    found = engine.engine_of(SimpleNamespace(device=torch.device("cuda", 0)), *SCAN)
     assert isinstance(found, cuda.CudaEngine) and found.device == torch.device("cuda", 0)
     monkeypatch.setattr(cuda, "_library", cuda.CudaLibrary(None, "not built"))
-    assert engine.engine_of(SimpleNamespace(device=torch.device("cuda", 0))) is None
+    assert engine.engine_of(SimpleNamespace(device=torch.device("cuda", 0)), *SCAN) is None
 
 
 def test_operators_without_an_engine_are_torch(monkeypatch):

@@ -139,11 +139,12 @@ template <class T, bool BACKWARD> __global__ void __launch_bounds__(128) bank_st
         const Z end = {{here[0], here[1]}};
         here[0] = start.p[0]; here[1] = start.p[1];
         if (done == p.chunks - 1) break;
+        const Z passed = {{BACKWARD && !done ? last.p[0] : power.p[0], BACKWARD && !done ? last.p[1] : power.p[1]}};
         // nothing passes: also where the power is not finite
         const bool nothing = p.cut[chunk * p.a.batch + b] || (start.p[0] == T(0) && start.p[1] == T(0));
         if (nothing) start = end;
-        else if (BACKWARD) start = plus(ComplexKind::adjoint(done ? power : last, start), end);
-        else start = ComplexKind::advance(power, start, end);
+        else if (BACKWARD) start = plus(ComplexKind::adjoint(passed, start), end);
+        else start = ComplexKind::advance(passed, start, end);
     }
 }
 
@@ -175,7 +176,7 @@ template <class T> __global__ void __launch_bounds__(BLOCK) bank_states(BankTask
 
 // Every chunk backwards from the adjoint at its end. The states of a tile are run through once for those before each SOME
 // of its steps, then again for these.
-template <class T> __global__ void __launch_bounds__(BLOCK) bank_gradients(BankTask<T> p) {
+template <class T> __global__ void __launch_bounds__(BLOCK, 4) bank_gradients(BankTask<T> p) {
     constexpr int PARTS = BANK_STEPS / SOME;
     __shared__ T trail[SOME][2][BLOCK];
     Here<T> x(p, blockIdx.y);
