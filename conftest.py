@@ -1,6 +1,7 @@
 """What holds for every test and every doctest."""
 
 import importlib
+from warnings import filterwarnings
 
 import pyro
 import pytest
@@ -17,7 +18,8 @@ def pytest_configure(config):
     if config.getoption("--jaxtyping"):
         from jaxtyping import install_import_hook
 
-        install_import_hook("pyro_ssm", "beartype.beartype")
+        filterwarnings("ignore", category=DeprecationWarning, module="beartype")  # of annotations of libraries
+        install_import_hook("pyro_ssm", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
     # a module that is collected before its package is there would run twice, and register its operators twice
     importlib.import_module("pyro_ssm")
 

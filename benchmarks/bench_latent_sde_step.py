@@ -5,10 +5,10 @@ left out on both sides: features of the data are given. Equal work: the same net
 the path KL without its Itô term (`TraceMeanField_ELBO`; torchsde's `logqp`), and a linear Gaussian emission. Loss and
 gradients are compared on the same increments before timing; in the first row torchsde then runs as in its example, with
 float32 times; in the second its `BrownianInterval` is told the step and times are float64, which spares it a last step
-of rounding size that rebuilds its tree; in the third it is given the increments.
+of rounding size that rebuilds its tree; in the third it is given the increments; the last two are its adjoint.
 
-    python benchmarks/bench_latent_sde_step.py             # writes results/latent_sde_step.json and .md
-    python benchmarks/bench_latent_sde_step.py adjoint     # and `sdeint_adjoint` (minutes)
+    python benchmarks/bench_latent_sde_step.py             # writes results/latent_sde_step.json and .md (minutes)
+    python benchmarks/bench_latent_sde_step.py direct      # without `sdeint_adjoint`
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def main() -> None:
         "torchsde sdeint, BrownianInterval(dt=dt)": {},
         "torchsde sdeint, stored increments": {"stored": True},
     }
-    if "adjoint" in sys.argv[1:]:
+    if "direct" not in sys.argv[1:]:
+        peers["torchsde sdeint_adjoint as in its example (float32 times)"] = {"plain": True, "adjoint": True}
         peers["torchsde sdeint_adjoint, BrownianInterval(dt=dt)"] = {"adjoint": True}
     cases = [
         Case(size, ours, partial(theirs, **how), name, agree=lambda a, b: difference) for name, how in peers.items()

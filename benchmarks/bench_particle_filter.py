@@ -80,7 +80,7 @@ def lean(values: torch.Tensor) -> ssm.infer.FeynmanKac:
         log_potential=lambda k, previous, x: potential(k, x),
         num_times=len(y),
         batch_shape=values.shape[:-2],
-        affine=ssm.infer.smc.AffineSteps(lambda: moves, potential),
+        gaussian=ssm.infer.smc.GaussianSteps(lambda: moves, potential),
     )
 
 

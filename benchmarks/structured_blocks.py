@@ -8,6 +8,7 @@ it in the same way. ListOps is a small one, of at most 40 tokens. One block, one
     python benchmarks/structured_blocks.py                   # everything: about 40 minutes of one free core
     python benchmarks/structured_blocks.py --smoke           # seconds: whether it runs
     python benchmarks/structured_blocks.py --task mnist1d --blocks S4D --steps 4000
+    python benchmarks/structured_blocks.py --task listops --validate --lr 8e-3 --steps 1000   # to choose a rate
     python benchmarks/structured_blocks.py --task cost       # a training step of LSSL, S4, S4D and S5 by themselves
 
 Each row is written as soon as it is known; rows of the same task, block and seed take each other's place.
@@ -19,7 +20,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness import RESULTS, machine, pin_threads
@@ -39,7 +40,7 @@ BLOCKS: dict[str, Block] = {  # of so many channels, with first steps in a range
     "LSSL": lambda n, steps: blocks.LSSL(n, 16, step_range=steps),
     "S4": lambda n, steps: blocks.S4(n, 16, step_range=steps),
     "S4D": lambda n, steps: blocks.S4D(n, 16, step_range=steps),
-    "S5": lambda n, steps: blocks.S5(n, 32, step_range=steps),
+    "S5": lambda n, steps: blocks.S5(n, 32, num_blocks=4, step_range=steps),
     "LinOSS": lambda n, steps: blocks.LinOSS(n, 32),
     "LRU": lambda n, steps: blocks.LRU(n, 32),
     "Mamba": lambda n, steps: blocks.Mamba(n, 8, step_range=(1e-2, 1.0)),
@@ -75,7 +76,7 @@ RECIPES = {
     "induction": Recipe(induction_heads, ("Mamba", "Mamba2", "S4D", "S5"), 3000),
     "mnist1d": Recipe(moved_mnist1d, ("S4D", "S5", "Mamba", "LinOSS", "LRU"), 1000, smoothing=0.05, **WHOLE),
     "ablation": Recipe(moved_mnist1d, ("LSSL", "S4", "S4D"), 600, smoothing=0.05, **WHOLE),
-    "listops": Recipe(listops, ("S4", "S4D", "S5"), 2000, **{**WHOLE, "lr": 4e-3}),
+    "listops": Recipe(listops, ("S4", "S4D", "S5"), 2000, **WHOLE),
 }
 
 
@@ -221,12 +222,17 @@ def main() -> None:
     parser.add_argument("--blocks", nargs="*", choices=sorted(BLOCKS), help="default: those that the task is about")
     parser.add_argument("--steps", type=int, help="default: the task's own")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, help="default: the recipe's own")
+    parser.add_argument(
+        "--validate", action="store_true", help="listops: judged by examples held out of the training set, not written"
+    )
     parser.add_argument("--smoke", action="store_true", help="2 steps each, nothing written")
     given = parser.parse_args()
     for name, recipe in RECIPES.items():
         if given.task not in (name, "all"):
             continue
-        task = recipe.make()
+        recipe = recipe if given.lr is None else replace(recipe, lr=given.lr)
+        task = listops(validate=True) if given.validate and name == "listops" else recipe.make()
         for block in given.blocks or recipe.names:
             steps = 2 if given.smoke else given.steps or recipe.steps
             row = {"task": name, "block": block, "seed": given.seed, "steps": steps}
@@ -235,7 +241,7 @@ def main() -> None:
                 "{task:10} {block:8} accuracy {accuracy:.3f}  {cpu_ms_per_step:7.1f} ms a step".format(**row),
                 flush=True,
             )
-            if not given.smoke:
+            if not (given.smoke or given.validate):
                 write(with_row(known(), row))
     if given.task in ("cost", "all"):
         lengths = (64,) if given.smoke else (64, 1024)

@@ -114,8 +114,13 @@ def expression(dice: random.Random, depth: int) -> tuple[list[int], int]:
     return [*tokens, CLOSE], value
 
 
-def listops(depth: int = 3, longest: int = 40, train: int = 20_000, test: int = 2000, seed: int = 0) -> Task:
-    """Nested operations on lists of digits (Nangia & Bowman 2018), to this depth and length, all different."""
+def listops(
+    depth: int = 3, longest: int = 40, train: int = 20_000, test: int = 2000, seed: int = 0, validate: bool = False
+) -> Task:
+    """Nested operations on lists of digits (Nangia & Bowman 2018), to this depth and length, all different.
+
+    With ``validate`` the judges are the last of the training set, which is not learnt then.
+    """
     dice, found = random.Random(seed), {}
     while len(found) < train + test:
         tokens, value = expression(dice, depth)
@@ -132,6 +137,8 @@ def listops(depth: int = 3, longest: int = 40, train: int = 20_000, test: int = 
         n = int(lengths[rows].max())
         return F.one_hot(x[rows, :n], PAD + 1).float(), lengths[rows], y[rows]
 
-    held_out = [batch(rows) for rows in torch.arange(train, train + test).split(250)]
-    chance = float(y[train:].flatten().bincount().max()) / test  # always the commonest answer
+    train = train - test if validate else train
+    judges = torch.arange(train, train + test)
+    held_out = [batch(rows) for rows in judges.split(250)]
+    chance = float(y[judges].flatten().bincount().max()) / test  # always the commonest answer
     return Task(lambda n: batch(torch.randint(train, (n,))), lambda: held_out, PAD + 1, 10, 0, chance)

@@ -289,7 +289,7 @@ def test_python_and_library_agree_on_their_interface(monkeypatch):
 def test_every_instruction_set_gives_the_same_results(tmp_path):
     program = """
 import sys, torch
-from pyro_ssm.ops import diag_lti, info, kalman_log_likelihood, linear_scan, scan2x2
+from pyro_ssm.ops import diag_lti, dplr_lti, info, kalman_log_likelihood, linear_scan, scan2x2
 torch.manual_seed(0)
 n, p = 9, 3
 eye, rand = torch.eye(n, dtype=torch.float64), lambda *shape: torch.randn(*shape, dtype=torch.float64)
@@ -310,6 +310,13 @@ u, step, A, B = rand(2, 70, 9), rand(1, 9).exp() / 5, torch.complex(-rand(9, 5).
 inputs = [x.requires_grad_() for x in (u, step, A, B)]
 y, _ = diag_lti(*inputs, B)
 found += [y.detach(), *(torch.view_as_real(x + 0j) for x in torch.autograd.grad(y.sin().sum(), inputs))]
+gaps = rand(2, 70, 9).exp().requires_grad_()
+for method in ("zoh", "bilinear"):
+    y, _ = diag_lti(u, gaps, A, B, B, method=method)
+    found += [y.detach(), *(torch.view_as_real(x + 0j) for x in torch.autograd.grad(y.sin().sum(), (u, gaps, A, B)))]
+P = (rand(9, 5, 2) + 1j * rand(9, 5, 2)).requires_grad_()
+y, _ = dplr_lti(u, step[0], A, P, B, B)
+found += [y.detach(), *(torch.view_as_real(x + 0j) for x in torch.autograd.grad(y.sin().sum(), (u, step, A, P, B)))]
 torch.save([info().explanation, *found], sys.argv[1])
 """
     found = {}

@@ -72,13 +72,14 @@ class EvolvingBlock(StructuredBlock):
         fresh = self.start(u.shape[:-2])
         state = fresh if state is None else state
         gap = u.new_ones(1, 1) if dt is None else None
-        prepared, outputs = self.prepare(u), []
+        # one split: the gradient of each slice would fill a tensor of the whole length
+        prepared, outputs = [part.split(1, -2) for part in self.prepare(u)], []
         for k in range(u.shape[-2]):
             now = slice(k, k + 1)
             if reset is not None:
                 state = choose(reset[..., now].unsqueeze(-1), fresh, state)
             crossed = self.evolve(state, dt[..., now].unsqueeze(-1) if dt is not None else gap)
-            after = self.see(crossed, tuple(part[..., now, :] for part in prepared))
+            after = self.see(crossed, tuple(rows[k] for rows in prepared))
             state = after if mask is None else choose(mask[..., now].unsqueeze(-1), after, state)
             outputs.append(self.read(state))
         if not outputs:

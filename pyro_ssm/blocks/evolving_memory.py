@@ -90,14 +90,15 @@ class EvolvingMemory(Memory):
         if values is None or mask is None:
             raise ValueError("EvolvingMemory sees observations: `values` and `mask` are needed, got None")
         held = self.block.start(states.shape[:-2]) if carry is None else carry[0]
-        prepared = self.block.prepare(self.columns(values, mask, self.inputs_of(inputs, states)))
+        columns = self.columns(values, mask, self.inputs_of(inputs, states))
+        rows = [part.split(1, -2) for part in self.block.prepare(columns)]  # one split: see EvolvingBlock
         befores, afters = [], []
         for k in range(states.shape[-2]):
             now = slice(k, k + 1)
             befores.append(self.block.read(held))
             held = self.block.evolve(held, gap[..., now, :])
             afters.append(self.block.read(held))
-            held = self.block.see(held, tuple(part[..., now, :] for part in prepared))
+            held = self.block.see(held, tuple(parts[k] for parts in rows))
         lead = torch.broadcast_shapes(*(x.shape for x in (*befores, *afters)))
         before, after = (torch.cat([x.expand(lead) for x in each], -2) for each in (befores, afters))
         return before, after, (held, None)

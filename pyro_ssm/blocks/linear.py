@@ -38,6 +38,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> linear(x, weight).shape
     torch.Size([3, 5, 4])
     """
+    check_map(x, weight)
+    if weight.dim() == 2:
+        if bias is None or bias.dim() == 1:
+            return F.linear(x, weight, bias)
+        return F.linear(x, weight) + bias
+    if weight.shape[-3] == 1:
+        y = _one_matrix_per_lead(x, weight.squeeze(-3).mT)
+    else:
+        y = (weight @ x.unsqueeze(-1)).squeeze(-1)
+    return y if bias is None else y + bias
+
+
+def check_map(x: Tensor, weight: Tensor) -> None:
+    """Raise unless ``weight`` ``(..., out, in)`` can be applied to ``x`` ``(..., in)``.
+
+    Raises:
+        ValueError: sizes or dtypes differ.
+
+    >>> import torch
+    >>> from pyro_ssm.blocks.linear import check_map
+    >>> check_map(torch.zeros(5, 2), torch.zeros(4, 2))
+    """
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(
             f"a linear map of {weight.shape[-1]} feature(s) got {x.shape[-1]}: x has shape {tuple(x.shape)}, "
@@ -48,15 +70,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             f"a linear map with weights of {weight.dtype} got x of {x.dtype}. Give data and networks one precision: "
             "data.to(dtype=torch.float32), or model.double() and guide.double()"
         )
-    if weight.dim() == 2:
-        if bias is None or bias.dim() == 1:
-            return F.linear(x, weight, bias)
-        return F.linear(x, weight) + bias
-    if weight.shape[-3] == 1:
-        y = _one_matrix_per_lead(x, weight.squeeze(-3).mT)
-    else:
-        y = (weight @ x.unsqueeze(-1)).squeeze(-1)
-    return y if bias is None else y + bias
 
 
 def _one_matrix_per_lead(x: Tensor, matrix: Tensor) -> Tensor:

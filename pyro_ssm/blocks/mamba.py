@@ -48,7 +48,7 @@ class _Convolving(StructuredBlock):
         """Of what enters: what is convolved, and the rest."""
         raise NotImplementedError
 
-    def _scan(self, x: Tensor, *rest: Tensor, gap: Tensor | None, **steps: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _scan(self, x: Tensor, *rest: Tensor, gap: Tensor | None, **steps: Any) -> tuple[Tensor, Tensor]:
         """What follows the convolution: its output and its state."""
         raise NotImplementedError
 
@@ -133,7 +133,7 @@ class Mamba(_Convolving):
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.chunk(2, -1)
 
-    def _scan(self, x: Tensor, *rest: Tensor, gap: Tensor | None, **steps: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _scan(self, x: Tensor, *rest: Tensor, gap: Tensor | None, **steps: Any) -> tuple[Tensor, Tensor]:
         (z,) = rest
         low, B, C = self.select(x).split([self.step_rank, self.state_size, self.state_size], -1)
         step, A = self.to_step(low), -self.log_A.exp()
@@ -214,7 +214,7 @@ class Mamba2(_Convolving):
         z, x, step = x.split([self.width, self.conv_bias.shape[-1], self.heads], -1)
         return x, z, step
 
-    def _scan(self, x: Tensor, *rest: Tensor, gap: Tensor | None, **steps: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _scan(self, x: Tensor, *rest: Tensor, gap: Tensor | None, **steps: Any) -> tuple[Tensor, Tensor]:
         z, step = rest
         shared = self.groups * self.state_size
         x, B, C = x.split([self.width, shared, shared], -1)

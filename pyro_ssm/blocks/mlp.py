@@ -11,8 +11,8 @@ from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
 
 from pyro_ssm.blocks._checks import check_choice, check_positive, hidden_sizes
-from pyro_ssm.blocks.linear import Linear
-from pyro_ssm.ops import softplus
+from pyro_ssm.blocks.linear import Linear, check_map
+from pyro_ssm.ops import softplus, softplus_network
 
 __all__ = ["MLP", "activation_function", "with_normal_priors"]
 
@@ -82,11 +82,25 @@ class MLP(PyroModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., time, in)`` to ``(..., time, out)``."""
+        if (network := self.softplus_layers()) is not None:
+            check_map(x, network[0])
+            return softplus_network(x, network)
         activate = activation_function(self.activation)
         *hidden, last = self.layers
         for layer in hidden:
             x = activate(layer(x))
         return last(x)
+
+    def softplus_layers(self) -> list[Tensor] | None:
+        """Weight and bias of each layer, as :func:`~pyro_ssm.ops.softplus_network` takes them.
+
+        None for another activation, weights with draws, or layers of another kind.
+        """
+        if self.activation != "softplus" or any(type(layer).forward is not Linear.forward for layer in self.layers):
+            return None
+        weights = [part for layer in self.layers for part in (layer.weight, layer.bias)]
+        dims = [2, 1] * len(self.layers)
+        return weights if [0 if part is None else part.dim() for part in weights] == dims else None
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""

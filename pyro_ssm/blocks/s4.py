@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssm.blocks.structured import BANK_DIMS, Bank, complex_of
-from pyro_ssm.ops import NormalPlusLowRank, dense_lti, dplr_kernel, dplr_scan, hippo
-from pyro_ssm.ops.dplr import both, dplr_matrices
+from pyro_ssm.ops import NormalPlusLowRank, dense_lti, dplr_lti, dplr_scan, hippo
 from pyro_ssm.ops.recompute import recomputed_scan
 
 __all__ = ["LSSL", "S4"]
@@ -26,8 +25,9 @@ class S4(Bank):
         \\dot h = (\\operatorname{diag}(\\Lambda) - P P^*) h + B u, \\quad y = 2 \\operatorname{Re} C h + D u,
 
     by the bilinear discretisation with :math:`\\Delta_t = e^{\\text{log\\_step}} dt_t`, exactly at each step. Always
-    stable: the real parts of :math:`\\Lambda` are negative. A regular sequence is a convolution with the kernel of
-    :func:`~pyro_ssm.ops.dplr_kernel`; irregular gaps and resets run the recurrence.
+    stable: the real parts of :math:`\\Lambda` are negative. A regular sequence, with resets or without, runs
+    :func:`~pyro_ssm.ops.dplr_lti`, at a cost of N a step; irregular gaps run the recurrence step by step, which is much
+    slower (:class:`S4D` has no such cost).
 
     Args:
         features: channels.
@@ -35,8 +35,9 @@ class S4(Bank):
         measure: ``"legs"``, ``"legt"``, ``"lagt"`` or ``"fourier"`` (see :func:`~pyro_ssm.ops.hippo`).
         step_range: first steps lie between these.
 
-    State: ``(..., features, N / 2)`` complex. Randomness: first values, from torch's generator. The kernel costs dense
-    products of ``N x N`` matrices a channel; :class:`S4D` is much cheaper and about as good.
+    State: ``(..., features, N / 2)`` complex. Randomness: first values, from torch's generator. Without the compiled
+    operators, or on another device, a regular sequence is a convolution with the kernel of
+    :func:`~pyro_ssm.ops.dplr_kernel`, which takes dense products of ``N x N`` matrices a channel.
 
     Source: A. Gu, K. Goel, C. Re (2022), Efficiently modeling long sequences with structured state spaces; K. Goel, A.
     Gu, C. Donahue, C. Re (2022), It's raw! (the sign of :math:`P P^*`).
@@ -94,14 +95,10 @@ class S4(Bank):
         eigenvalues = complex_of(-self.log_decay.exp(), self.frequency)
         P, B = complex_of(self.P_real, self.P_imag), complex_of(self.B_real, self.B_imag)
         C, step = complex_of(self.C_real, self.C_imag), self._step(gap)
-        if gap is None and reset is None and u.shape[-2] >= _KERNEL_FROM:
+        if gap is None:
             eigenvalues, B, C = (m if m.dim() == 2 else m.squeeze(-3) for m in (eigenvalues, B, C))
-            P, step = P if P.dim() == 3 else P.squeeze(-4), step.squeeze(-2)
-            kernel = dplr_kernel(eigenvalues, P, B, C, step, u.shape[-2])
-            A_bar, B_bar = (m.to(B.dtype) for m in dplr_matrices(eigenvalues, P, B, step))
-            initial = None if state is None else both(state)
-            y, final = dense_lti(u, A_bar, B_bar, both(C), initial, kernel=kernel)
-            return y, final[..., : final.shape[-1] // 2]
+            P = P if P.dim() == 3 else P.squeeze(-4)
+            return dplr_lti(u, step.squeeze(-2), eigenvalues, P, B, C, state, reset)
         state = self.start(()) if state is None else state
         return dplr_scan(u, step.expand(step.shape[:-2] + u.shape[-2:]), eigenvalues, P, B, C, state, reset)
 

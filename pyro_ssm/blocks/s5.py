@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_ssm.blocks._checks import check_size
 from pyro_ssm.blocks.linear import linear
-from pyro_ssm.blocks.structured import StructuredBlock, check_method, complex_of, gap_of, log_steps
+from pyro_ssm.blocks.structured import StructuredBlock, check_method, complex_of, log_steps
 from pyro_ssm.ops import NormalPlusLowRank, discretise, linear_scan
 
 __all__ = ["LRU", "S5"]
@@ -36,10 +36,17 @@ class _Mixed(StructuredBlock):
     def _run(
         self, u: Tensor, state: Any, dt: Tensor | None, mask: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Any]:
-        a, w = self._factors(gap_of(u, dt, mask))
-        driven = w * complex_of(linear(u, self.B_real), linear(u, self.B_imag))
-        h = linear_scan(a, driven, state, reset=reset)
-        y = self.read * (linear(h.real, self.C_real) - linear(h.imag, self.C_imag))
+        a, w = self._factors(dt)
+        if mask is not None:  # the state stands still, and the input is 0 there
+            a = a.where(mask.unsqueeze(-1), torch.ones((), dtype=a.dtype, device=a.device))
+        B, C = complex_of(self.B_real, self.B_imag), complex_of(self.C_real, -self.C_imag)
+        if dt is None:
+            B = (w if w.dim() > 2 else w.squeeze(0)).unsqueeze(-1) * B
+        # a complex number is two real rows of B and two real columns of C
+        rows = torch.view_as_real(B).mT.flatten(-3, -2)
+        driven = torch.view_as_complex(linear(u, rows).unflatten(-1, (-1, 2)))
+        h = linear_scan(a, driven if dt is None else w * driven, state, reset=reset)
+        y = self.read * linear(torch.view_as_real(h).flatten(-2), torch.view_as_real(C).flatten(-2))
         if h.shape[-2] == 0:
             return y + u * self.direct, self.start(h.shape[:-2]) if state is None else state
         return y + u * self.direct, h[..., -1, :]
@@ -107,7 +114,11 @@ class S5(_Mixed):
         step = self.log_step.exp()
         step = step if step.dim() > 1 else step.unsqueeze(0)
         step = step if gap is None else step * gap.unsqueeze(-1)
-        return discretise(complex_of(-self.log_decay.exp(), self.frequency) * step, step, self.method)
+        eigenvalues = complex_of(-self.log_decay.exp(), self.frequency)
+        if self.method == "zoh":  # no eigenvalue is 0, so that a step of 0 is no exception
+            grown = torch.expm1(eigenvalues * step)
+            return grown + 1, grown * eigenvalues.reciprocal()
+        return discretise(eigenvalues * step, step, self.method)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""

@@ -1,4 +1,4 @@
-"""Small public-domain series that come with the package (sources: `bundled/README.md`)."""
+"""Small series that come with the package (sources: `bundled/README.md`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyro_ssm.data.time_series import TimeSeries
 
 __all__ = ["available", "load"]
 
-UNITS = {"co2": "W", "elnino": "M", "macrodata": "Q", "nile": "Y", "sunspots": "Y"}
+UNITS = {"co2": "W", "elnino": "M", "lynx_hare": "Y", "macrodata": "Q", "nile": "Y", "sunspots": "Y"}
 
 
 def available() -> list[str]:
@@ -22,7 +22,7 @@ def available() -> list[str]:
     Example:
         >>> from pyro_ssm.data import available
         >>> available()
-        ['co2', 'elnino', 'macrodata', 'nile', 'sunspots']
+        ['co2', 'elnino', 'lynx_hare', 'macrodata', 'nile', 'sunspots']
     """
     return sorted(UNITS)
 
@@ -30,8 +30,9 @@ def available() -> list[str]:
 def load(name: str, dtype: torch.dtype | None = None) -> TimeSeries:
     """Reads a bundled series.
 
-    One step lasts one unit of time: a week (co2), a month (elnino), a quarter (macrodata) or a year (nile, sunspots),
-    so that times are 0, 1, 2, ... The dates are in `coords["time"]`, the names of the variables in `coords["obs"]`.
+    One step lasts one unit of time: a week (co2), a month (elnino), a quarter (macrodata) or a year (lynx_hare, nile,
+    sunspots), so that times are 0, 1, 2, ... The dates are in `coords["time"]`, the names of the variables in
+    `coords["obs"]`.
 
     Args:
         name: one of `available()`.
@@ -49,6 +50,8 @@ def load(name: str, dtype: torch.dtype | None = None) -> TimeSeries:
         TimeSeries(times=2284, obs=1, observed=97.4%)
         >>> print(load("nile").coords["time"][0].astype("datetime64[Y]"))
         1871
+        >>> load("lynx_hare").coords["obs"].tolist()
+        ['hare', 'lynx']
     """
     import pandas as pd
 

@@ -55,7 +55,7 @@ def months_of(dates: np.ndarray) -> np.ndarray:
     month = dates.astype("datetime64[M]")
     start = month.astype("datetime64[ns]")
     length = (month + 1).astype("datetime64[ns]") - start
-    return month.astype(np.int64) + (dates - start) / length
+    return np.asarray(month.astype(np.int64) + (dates - start) / length)
 
 
 def dates_to_times(dates: np.ndarray, unit: str, origin: np.datetime64) -> np.ndarray:

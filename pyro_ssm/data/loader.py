@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Generator
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@runtime_checkable
 class Batchable(Protocol):
     """What a loader needs of its data."""
 

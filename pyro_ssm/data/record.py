@@ -25,7 +25,7 @@ def series_name(position: tuple[int, ...], coords: Mapping[str, np.ndarray]) -> 
     return f"series {where}" if names is None else f"series {where} ({names[position[-1]]!r})"
 
 
-@dataclass(frozen=True, eq=False, repr=False, init=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Record:
     """Immutable fields of `TimeSeries`, already consistent."""
 

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from pyro_ssm.binding import random_parameters
 from pyro_ssm.data import TimeSeries
+from pyro_ssm.dynamics import NeuralODE
+from pyro_ssm.dynamics.timed import timed_equation
 from pyro_ssm.guides import Guide
 from pyro_ssm.infer import evaluating, kalman_log_likelihood, local_parameters
 from pyro_ssm.models import StateSpaceModel, history, observation_law, path_law, site_name
-from pyro_ssm.models.laws import times_law
+from pyro_ssm.models.times import path_times_law, times_law
 from pyro_ssm.predict import PosteriorDraws
 from pyro_ssm.predict.impute import entrywise
 from pyro_ssm.predict.record import record_of
@@ -59,8 +61,14 @@ def densities(model: StateSpaceModel, draws: PosteriorDraws, data: TimeSeries) -
     lead = draws.states.shape[:-2]
     entries = terms.expand(lead + terms.shape[terms.dim() - (2 if entrywise(law.law) else 1) :])
     joint = path + entries.flatten(len(lead)).sum(-1)
-    if getattr(bound.transition, "log_intensity", None) is not None:
-        joint = joint + times_law(bound, data, draws.states[..., :1, :])[1].log_prob(data.mask)
+    if timed_equation(bound.transition) is not None:
+        through_start = isinstance(bound.transition, NeuralODE)
+        timing = (
+            times_law(bound, data, draws.states[..., :1, :])[1]
+            if through_start
+            else path_times_law(bound, data, draws.states)
+        )
+        joint = joint + timing.log_prob(data.mask)
     return Densities(entries, joint)
 
 

@@ -8,6 +8,8 @@ import torch
 from pyro.distributions import Categorical, Independent
 from torch import Tensor
 
+from pyro_ssm.ops.reading import may_read
+
 __all__ = ["CategoricalCodes", "index_law"]
 
 
@@ -21,7 +23,12 @@ class CategoricalCodes(Categorical):
     """
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # torch's own default
-        return super().sample(sample_shape).to(self.logits.dtype)
+        if may_read():
+            return super().sample(sample_shape).to(self.logits.dtype)
+        # torch.multinomial checks its argument; a race of exponential clocks of these rates has the same winner's law
+        shape = self._extended_shape(sample_shape)
+        clocks = self.logits.new_empty(shape + self.logits.shape[-1:]).exponential_()
+        return (self.logits - clocks.log()).argmax(-1).to(self.logits.dtype)
 
 
 def index_law(log_weights: Tensor) -> Any:

@@ -10,6 +10,8 @@ from pyro.distributions import Independent, LowRankMultivariateNormal, Multivari
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
+from pyro_ssm.ops.reading import may_read
+
 __all__ = ["MaskedLaw", "masked"]
 
 
@@ -47,19 +49,28 @@ def masked(law: Any, mask: Tensor) -> MaskedLaw:
     return MaskedLaw(law, mask)
 
 
-def _filler(law: Any) -> Tensor:
+def _filler(law: Any, like: Tensor) -> Tensor:
     """A constant in the support of ``law``, broadcastable to its event (0 for a real line or a count, 1/2 for a
-    probability).
+    probability), of the dtype and device of ``like``, and made there.
     """
     support = law.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     if getattr(support, "is_discrete", False):
         if support is constraints.one_hot:
-            return torch.nn.functional.one_hot(torch.tensor(0), law.event_shape[-1])
-        return torch.as_tensor(getattr(support, "lower_bound", 0))
+            return (torch.arange(law.event_shape[-1], device=like.device) == 0).to(like)
+        lowest = getattr(support, "lower_bound", 0)
+        return lowest.to(like) if isinstance(lowest, Tensor) else like.new_full((), lowest)
     event = law.event_shape[-1:] if support.event_dim else torch.Size([1])
-    return transform_to(support)(torch.zeros(event))
+    return transform_to(support)(torch.zeros(event, device=like.device)).to(like)
+
+
+def _cholesky(covariance: Tensor) -> Tensor:
+    """The root; of what has none an error, or NaN where an error would take a look at the numbers."""
+    if may_read():
+        return torch.linalg.cholesky(covariance)
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    return torch.where((failed == 0)[..., None, None], root, torch.nan)
 
 
 class MaskedLaw(TorchDistribution):
@@ -126,7 +137,7 @@ class MaskedLaw(TorchDistribution):
                 "use log_prob, which gives one number a time"
             )
         base = self.law.base_dist
-        safe = torch.where(self.hidden_mask, value, _filler(base).to(value))
+        safe = torch.where(self.hidden_mask, value, _filler(base, value))
         terms = base.log_prob(safe)
         return torch.where(self.hidden_mask, terms, torch.zeros((), dtype=terms.dtype, device=terms.device))
 
@@ -139,22 +150,22 @@ class MaskedLaw(TorchDistribution):
 
     def _marginal_log_prob(self, value: Tensor) -> Tensor:
         """N(y_s; m_s, S_ss): a hidden row becomes a standard normal at its mean, less its constant."""
-        law, seen = self.law, self.hidden_mask
+        law, seen = self.law, self.hidden_mask.expand(self.hidden_mask.shape[:-1] + self.law.event_shape)
         residual = torch.where(seen, value - law.loc, torch.zeros((), dtype=law.loc.dtype, device=law.loc.device))
         both = seen.unsqueeze(-1) & seen.unsqueeze(-2)
         eye = torch.eye(seen.shape[-1], dtype=law.loc.dtype, device=law.loc.device)
-        root = torch.linalg.cholesky(torch.where(both, law.covariance_matrix, eye))
+        root = _cholesky(torch.where(both, law.covariance_matrix, eye))
         white = torch.linalg.solve_triangular(root, residual.unsqueeze(-1), upper=False).squeeze(-1)
         log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * white.square().sum(-1) - log_det - 0.5 * math.log(2 * math.pi) * seen.sum(-1).to(log_det.dtype)
 
     def _all_or_none_log_prob(self, value: Tensor) -> Tensor:
         seen = self.hidden_mask.all(-1)
-        if bool((self.hidden_mask.any(-1) != seen).any()):
+        if self.hidden_mask.shape[-1] > 1 and may_read() and bool((self.hidden_mask.any(-1) != seen).any()):
             raise ValueError(
                 f"{type(self.law).__name__} cannot hide part of its event: `mask` must be all True or all False along "
                 "the last dim. Hide whole times, or use an emission with independent entries or a multivariate normal"
             )
-        safe = torch.where(seen.unsqueeze(-1), value, _filler(self.law).to(value))
+        safe = torch.where(seen.unsqueeze(-1), value, _filler(self.law, value))
         terms = self.law.log_prob(safe)
         return torch.where(seen, terms, torch.zeros((), dtype=terms.dtype, device=terms.device))

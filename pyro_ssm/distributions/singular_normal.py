@@ -8,6 +8,7 @@ from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
 from pyro_ssm.ops.linalg import vanishing_pivots
+from pyro_ssm.ops.reading import may_read
 
 __all__ = ["SingularNormal", "affine_law"]
 
@@ -47,7 +48,7 @@ class SingularNormal(MultivariateNormal):
         return super().entropy()
 
     def _check_regular(self) -> None:
-        if bool(vanishing_pivots(self._unbroadcasted_scale_tril).any()):
+        if may_read() and bool(vanishing_pivots(self._unbroadcasted_scale_tril).any()):
             raise NotImplementedError(
                 "this normal law has no density: its covariance is singular (a component whose state has more "
                 "coordinates than noises). Integrate the states out: infer.Marginal(model) with NUTS or SVI, "

@@ -69,6 +69,9 @@ def discretize(
         state_dim: of an ODE field that does not say its own.
         noise_floor: s of an ODE, in state / sqrt(time): a step is :math:`N(\\Phi(z), s^2 \\Delta)`.
 
+    A :class:`NeuralODE` with a ``log_intensity`` keeps it: the model has the site ``"times"``, and particle filters
+    count the Poisson process of the times of observation.
+
     Raises:
         ValueError: the method does not belong to the equation.
         TypeError: the equation is of an unknown kind.
@@ -105,11 +108,6 @@ def discretize(
             raise ValueError(
                 f"a NeuralODE brings its solver: discretize(ode, 'flow', noise_floor=...), got method={method!r}, "
                 f"substeps={substeps}, state_dim={state_dim}. For other steps give its field"
-            )
-        if equation.log_intensity is not None:
-            raise ValueError(
-                "`equation` has a `log_intensity`: the times of observation are part of its likelihood, which no step "
-                "knows of. Build the NeuralODE without it to discretise its path alone"
             )
         return NoisyFlow(equation, float(noise_floor))
     if isinstance(equation, Transition) or not callable(equation):

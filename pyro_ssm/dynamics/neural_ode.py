@@ -95,7 +95,8 @@ class NeuralODE(Transition, Gaussian):
             process of observation times: one channel for all of them, or one for each column of the observations
             (:class:`LogIntensity`). The model then has the observed site ``"times"``, whose law is
             ``distributions.PoissonTimes``: when something was measured tells of the state as well as what was.
-            The solver carries its integral beside the state. Filters, which see single steps, do not count it.
+            The solver carries its integral beside the state. Particle filters count the times too; methods that cannot
+            refuse the model.
         state_dim: size of the state; by default that of ``field``.
 
     Raises:
@@ -240,12 +241,32 @@ class NeuralODE(Transition, Gaussian):
         """The states ``(..., time, state)`` after each gap, jumps included."""
         check_state(self, state)
         before = self._jumped(state, time, next_time, inputs)
+        return check_steps(
+            self._flow(self._field, before, time, next_time, inputs), state, time, f"a step of {self.method!r}"
+        )
+
+    def flow_intensity(self, state: Tensor, time: Tensor, next_time: Tensor, inputs: Tensor | None) -> Tensor:
+        """The integrals ``(..., time, channels)`` of the intensity over each gap, on the flow from ``state``.
+
+        .. math:: \\int_{t_k}^{t_{k+1}} \\lambda_i(t, \\Phi_{t - t_k}(z_k), u(t))\\, dt
+        """
+        check_state(self, state)
+        before = self._jumped(state, time, next_time, inputs)
+        beside = self._beside_nothing(before, time, inputs)
+        return self._flow(self._augmented, beside, time, next_time, inputs)[..., self.state_dim :]
+
+    def _flow(self, field: Any, before: Tensor, time: Tensor, next_time: Tensor, inputs: Tensor | None) -> Tensor:
         held = self._forcing(inputs, time)
         if self.backend == "torchdiffeq":
-            moved = torchdiffeq_flow(self._field, before, time, next_time, held, **self._torchdiffeq(inputs))
-        else:
-            moved, _ = ode_flow(self._field, before, time, next_time, held, **self._dense())
-        return check_steps(moved, state, time, f"a step of {self.method!r}")
+            return torchdiffeq_flow(field, before, time, next_time, held, **self._torchdiffeq(inputs))
+        return ode_flow(field, before, time, next_time, held, **self._dense())[0]
+
+    def _beside_nothing(self, state: Tensor, time: Tensor, inputs: Tensor | None) -> Tensor:
+        """The state, and beside it an integral of 0 for each channel."""
+        first = self.log_intensity_at(state, time, inputs)
+        lead = torch.broadcast_shapes(state.shape[:-1], first.shape[:-1])
+        none = torch.zeros_like(first)
+        return torch.cat([state.expand(lead + state.shape[-1:]), none.expand(lead + first.shape[-1:])], -1)
 
     # ------------------------------------------------------------------------------------------------- a path
 
@@ -289,12 +310,7 @@ class NeuralODE(Transition, Gaussian):
             raise TypeError("this equation has no intensity: build NeuralODE(..., log_intensity=...)")
         check_state(self, start)
         held = None if inputs is None else inputs[..., :1, :]
-        first = self.log_intensity_at(start, times[..., :1], held)
-        lead = torch.broadcast_shapes(start.shape[:-1], first.shape[:-1])
-        beside = torch.cat(
-            [start.expand(lead + start.shape[-1:]), torch.zeros_like(first).expand(lead + first.shape[-1:])], -1
-        )
-        path = self._solve(self._augmented, beside, times, inputs)
+        path = self._solve(self._augmented, self._beside_nothing(start, times[..., :1], held), times, inputs)
         return path[..., : self.state_dim], path[..., self.state_dim :]
 
     def _solve(self, field: Any, start: Tensor, times: Tensor, inputs: Tensor | None) -> Tensor:

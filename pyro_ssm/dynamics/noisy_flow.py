@@ -19,7 +19,8 @@ class NoisyFlow(Transition, Gaussian):
     .. math:: z_{k+1} \\sim N(\\Phi_{\\Delta}(z_k),\\; s^2 \\Delta\\, I).
 
     With s > 0 paths have a density and particles part; with s = 0 a step is a point mass. Jumps and inputs are those of
-    the equation.
+    the equation. So is its intensity, if it has one: within a gap the path is the flow, on which the intensity is
+    integrated, and the noise comes at the end of the gap.
 
     Made by :func:`~pyro_ssm.dynamics.discretize`.
 

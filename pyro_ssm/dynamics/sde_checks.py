@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssm.ops import SolverError
+from pyro_ssm.ops.reading import may_read
 
 __all__ = ["check_scale", "check_steps", "tensors_with_gradient"]
 
 
 def check_steps(moved: Tensor, state: Tensor, time: Tensor, what: str) -> Tensor:
     """``moved`` ``(..., time, state)``, the states after steps from ``state``, if they are finite."""
-    if torch.compiler.is_compiling() or bool(torch.isfinite(moved.detach().sum())):
+    if not may_read() or bool(torch.isfinite(moved.detach().sum())):
         return moved
     bad = ~moved.detach().isfinite().all(-1)
     if not bool(bad.any()):
@@ -26,7 +27,7 @@ def check_steps(moved: Tensor, state: Tensor, time: Tensor, what: str) -> Tensor
 
 def check_scale(scale: Tensor, state: Tensor, time: Tensor) -> Tensor:
     """``scale`` ``(..., time, state)`` if it is positive and finite everywhere."""
-    if torch.compiler.is_compiling() or bool(torch.isfinite(scale.detach().log().sum())):
+    if not may_read() or bool(torch.isfinite(scale.detach().log().sum())):
         return scale
     bad = ~((scale.detach() > 0) & scale.detach().isfinite()).all(-1)
     if not bool(bad.any()):

@@ -5,7 +5,7 @@ from pyro_ssm.guides.base import Guide
 from pyro_ssm.guides.bridge import AbstractBridge, BridgeContext, Control
 from pyro_ssm.guides.encoded import AbstractEncodedGuide
 from pyro_ssm.guides.encoder import Context, DataEncoder
-from pyro_ssm.guides.first_frames import FirstFrames, PositionVelocity
+from pyro_ssm.guides.first_frames import FirstFrames, PositionVelocity, encoded_laws
 from pyro_ssm.guides.gaussian_markov import GaussianMarkov
 from pyro_ssm.guides.initial_state import InitialState
 from pyro_ssm.guides.linear_gaussian import LinearGaussian
@@ -35,4 +35,5 @@ __all__ = [
     "SDEContext",
     "SDEMatching",
     "Structured",
+    "encoded_laws",
 ]

@@ -101,7 +101,11 @@ class Guide(PyroModule):
         raise NotImplementedError(f"{type(self).__name__} must define encode(data, model)")
 
     def step(self, state: Tensor | None, k: slice, context: Any, memory: Tensor | None = None) -> Any:
-        """The law of ``z[k]`` given ``z[k - 1]``, batch ``(..., len(k))``, event ``(state,)``."""
+        """The law of ``z[k]`` given ``z[k - 1]``, batch ``(..., len(k))``, event ``(state,)``.
+
+        A captured filter (``particle_filter(..., cuda_graph=True)``) passes an int64 tensor ``(1,)`` for ``k``, which
+        selects the same of ``features[..., k, :]``.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define step(state, k, context, memory=None)")
 
     def draw(self, context: Any) -> Draw | None:

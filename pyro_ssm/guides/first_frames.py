@@ -17,7 +17,7 @@ from pyro_ssm.guides.encoder import Context
 from pyro_ssm.guides.initial_state import InitialState
 from pyro_ssm.models import StateSpaceModel
 
-__all__ = ["FirstFrames", "PositionVelocity"]
+__all__ = ["FirstFrames", "PositionVelocity", "encoded_laws"]
 
 
 class FirstFrames(PyroModule):
@@ -68,18 +68,37 @@ class FirstFrames(PyroModule):
 
     def forward(self, data: TimeSeries, model: Any) -> Context:
         """The features ``(*batch, 1, hidden)``; ``model`` is not read."""
+        return Context(self._encode(*(self._first(part) for part in self._record(data))))
+
+    def windows(self, data: TimeSeries) -> tuple[Tensor, Tensor]:
+        """The features of the ``num_frames`` observations from each one on, as if the series began there.
+
+        Returns:
+            ``(*batch, windows, hidden)``, one window for each observation that has enough after it, and bool
+            ``(*batch, windows)``: whether every frame of it is one of the series, and something was seen there.
+        """
+        values, there, times, real = self._record(data)
+        if values.shape[-2] < self.num_frames:
+            empty = values.shape[:-2] + (0,)
+            return values.new_zeros(empty + (self.network.layers[-1].out_features,)), real.new_zeros(empty)
+        cut = [part.unfold(-2, self.num_frames, 1).mT for part in (values, there, times, real)]
+        return self._encode(*cut).squeeze(-2), (cut[3].squeeze(-1) & cut[1].any(-1)).all(-1)
+
+    def _record(self, data: TimeSeries) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Values, what was seen, times, and what is no padding, each ``(*batch, time, n)``."""
         if data.values is None or data.mask is None:
             raise ValueError("an encoder needs observations: `data.values` is None")
-        there = data.mask & data.observed_step_mask.unsqueeze(-1)
+        real = data.observed_step_mask.unsqueeze(-1).expand(data.values.shape[:-1] + (1,))
+        there = data.mask & real
         values = torch.where(there, data.values, torch.zeros_like(data.values))
-        since = (data.observed_times - data.observed_times[..., :1]).to(values).expand(values.shape[:-1])
-        since = torch.where(data.observed_step_mask, since, torch.zeros_like(since))
-        frames = [
-            self._first(values).flatten(-2),
-            self._first(there.to(values)).flatten(-2),
-            self._first(since.unsqueeze(-1)).flatten(-2)[..., 1:],
-        ]
-        return Context(self.network(torch.cat(frames, -1)).unsqueeze(-2))
+        return values, there, data.observed_times.expand(data.values.shape[:-1]).unsqueeze(-1), real
+
+    def _encode(self, values: Tensor, there: Tensor, times: Tensor, real: Tensor) -> Tensor:
+        """Features ``(..., 1, hidden)`` of frames ``(..., frame, n)``."""
+        since = (times - times[..., :1, :]).to(values)
+        since = torch.where(real, since, torch.zeros_like(since))
+        frames = [values.flatten(-2), there.to(values).flatten(-2), since.flatten(-2)[..., 1:]]
+        return self.network(torch.cat(frames, -1)).unsqueeze(-2)
 
     def _first(self, record: Tensor) -> Tensor:
         """The first frames of ``(..., time, n)``, with zeros where a record is shorter."""
@@ -148,3 +167,42 @@ class PositionVelocity(InitialState):
         x, raw_x = self.head(of_position).chunk(2, -1)
         v, raw_v = self.velocity_head(of_velocity).chunk(2, -1)
         return diagonal_normal(torch.cat([x, v], -1), self.positive(torch.cat([raw_x, raw_v], -1)))
+
+
+def encoded_laws(guide: Any, data: TimeSeries) -> tuple[Any, Tensor]:
+    """What a guide over first frames would say of the state at each observation, if the series began there.
+
+    .. math:: q_{enc}(z_k) = q(z_1 \\mid y_k, \\dots, y_{k + m - 1})
+
+    Args:
+        guide: a :class:`PositionVelocity`, or an ``InitialState`` whose encoder is :class:`FirstFrames`.
+        data: with values.
+
+    Returns:
+        The laws, batch ``(*batch, windows)`` and event ``(state,)``, and which of them have all their frames.
+
+    Raises:
+        TypeError: another guide.
+
+    Source: Yildiz, Heinonen and Lähdesmäki (2019), "ODE2VAE", NeurIPS, section 3.3.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.guides import encoded_laws
+    >>> model = ssm.models.ode2vae(2, 3, hidden=4, emission_dim=4)
+    >>> guide = ssm.guides.PositionVelocity(model, 8, num_frames=3)
+    >>> law, complete = encoded_laws(guide, ssm.TimeSeries(torch.arange(6.0), torch.randn(5, 6, 3)))
+    >>> law.batch_shape, complete.all()
+    (torch.Size([5, 4]), tensor(True))
+    """
+    if isinstance(guide, PositionVelocity):
+        of_velocity, complete = guide.motion.windows(data)
+        of_position, _ = guide.encoder.windows(data)
+        of_position = of_position[..., : of_velocity.shape[-2], :]
+        return guide.first_law(torch.cat([of_position, of_velocity], -1)), complete
+    if isinstance(guide, InitialState) and isinstance(guide.encoder, FirstFrames):
+        features, complete = guide.encoder.windows(data)
+        return guide.first_law(features), complete
+    raise TypeError(
+        "the law of a later state needs a guide that reads a few frames from there on: guides.PositionVelocity, or "
+        f"guides.InitialState(..., encoder=guides.FirstFrames(...)), got {type(guide).__name__}"
+    )

@@ -157,7 +157,7 @@ class PosteriorSDE(AbstractEncodedGuide):
         if state is None:
             point = known_start(start_law(context.initial, torch.Size()))
             return self.first_law(features) if point is None else context.initial
-        last, sde = slice(k.start - 1, k.stop - 1), context.sde
+        last, sde = k - 1 if isinstance(k, Tensor) else slice(k.start - 1, k.stop - 1), context.sde
         time, next_time = context.times[..., last], context.times[..., k]
         inputs = None if context.inputs is None else context.inputs[..., last, :]
         value = self.drift(time.to(state).unsqueeze(-1), state, features)
@@ -186,11 +186,13 @@ class PosteriorSDE(AbstractEncodedGuide):
         def path(shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
             features = context.features
             noise = torch.randn(shape, dtype=features.dtype, device=features.device)
-            first = self.first_law(features[..., :1, :]).base_dist
+            start_features, later = features.split([1, features.shape[-2] - 1], -2)
+            first = self.first_law(start_features).base_dist
             gaps = context.times.diff(dim=-1).to(features).unsqueeze(-1)
             if fused is not None:
                 start = first.loc + first.scale * noise[..., :1, :]
-                given = self.drift.from_features(features)[..., 1:, :]
+                # time first, as the operator needs it: the features are fewer numbers to turn than the hidden units
+                given = self.drift.from_features(later.movedim(-2, 0).contiguous()).movedim(0, -2)
                 drawn = euler_network_path(noise[..., 1:, :], start.squeeze(-2), given, gaps.squeeze(-1), *fused)
                 z = check_path(torch.cat([start, drawn.states], -2), context.times, "the path of the guide")
                 if key is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_ssm.binding import random_parameters
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.dynamics import NeuralODE
+from pyro_ssm.guides import encoded_laws
 from pyro_ssm.infer.elbo import DifferentiableELBO
 from pyro_ssm.models import StateSpaceModel, site_name
 from pyro_ssm.models.laws import stopped_times
@@ -36,13 +37,24 @@ class PushForwardELBO(DifferentiableELBO):
     with their series in mini-batches; padding adds exactly 0. Bounds for reports come from
     ``infer.evidence_lower_bound``.
 
+    With ``encoder_weight`` :math:`\\gamma` the loss also has the distance from what the encoder says of later states,
+
+    .. math:: - \\gamma \\sum_{k \\ge 2} E\\big[\\log q(z_k)
+        - \\log q_{enc}(z_k \\mid y_k, \\dots, y_{k + m - 1})\\big],
+
+    the start's own law read off the frames from :math:`y_k` on (``guides.encoded_laws``): the penalised objective
+    ODE2VAE-KL, which keeps a strong decoder from leaving the encoder untrained. Its terms are those of observations
+    with m - 1 more after them, in each of which something was seen.
+
     Args:
         weight: w.
         num_particles: draws.
+        encoder_weight: :math:`\\gamma`; the guide must then read first frames (``guides.PositionVelocity``).
 
     Raises:
-        ValueError: ``weight`` is negative.
-        TypeError: when called, the model is no ``StateSpaceModel`` of a ``NeuralODE``, or has jumps.
+        ValueError: a weight is negative.
+        TypeError: when called, the model is no ``StateSpaceModel`` of a ``NeuralODE``, or has jumps; or the guide
+            cannot encode later states.
 
     Source: Yildiz, Heinonen and Lähdesmäki (2019), "ODE2VAE", NeurIPS, section 3.3; Chen et al. (2018), "Neural
     ordinary differential equations", theorem 1.
@@ -56,11 +68,12 @@ class PushForwardELBO(DifferentiableELBO):
     2
     """
 
-    def __init__(self, weight: float = 1.0, num_particles: int = 1) -> None:
+    def __init__(self, weight: float = 1.0, num_particles: int = 1, encoder_weight: float = 0.0) -> None:
         super().__init__(num_particles=num_particles)
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"`weight` must be finite and not negative, got {weight}")
-        self.weight = float(weight)
+        for what, number in (("weight", weight), ("encoder_weight", encoder_weight)):
+            if not 0 <= number < float("inf"):
+                raise ValueError(f"`{what}` must be finite and not negative, got {number}")
+        self.weight, self.encoder_weight = float(weight), float(encoder_weight)
 
     def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
         """The negative bound; differentiable."""
@@ -80,8 +93,26 @@ class PushForwardELBO(DifferentiableELBO):
             log_q = push_forward(_equation(model, model_trace), path, data, first)
             log_p = -0.5 * (path.square() + torch.tensor(2 * torch.pi).log().to(path)).sum(-1)
             away = torch.where(data.step_mask, log_q - log_p, torch.zeros_like(log_p))[..., 1:]
-            loss = loss + (self.weight * (start["scale"] * away).sum() - bound) / self.num_particles
+            terms = self.weight * away.sum(-1)
+            if self.encoder_weight:
+                terms = terms + self.encoder_weight * from_encoder(guide, data, path, log_q)
+            loss = loss + ((start["scale"] * terms).sum() - bound) / self.num_particles
         return loss
+
+
+def from_encoder(guide: Any, data: TimeSeries, path: Tensor, log_q: Tensor) -> Tensor:
+    """:math:`\\sum_{k \\ge 2} \\log q(z_k) - \\log q_{enc}(z_k)` of paths ``(*lead, time, state)``, ``(*lead,)``.
+
+    >>> from pyro_ssm.infer.elbo_push_forward import from_encoder
+    >>> from_encoder.__name__
+    'from_encoder'
+    """
+    law, complete = encoded_laws(guide, data)
+    if data.observed_index is not None:
+        path, log_q = path.index_select(-2, data.observed_index), log_q.index_select(-1, data.observed_index)
+    windows = complete.shape[-1]
+    away = log_q[..., :windows] - law.log_prob(path[..., :windows, :])
+    return torch.where(complete, away, torch.zeros_like(away))[..., 1:].sum(-1)
 
 
 def _equation(model: StateSpaceModel, trace: Any) -> NeuralODE:

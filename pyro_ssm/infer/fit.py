@@ -17,10 +17,14 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.batches import Batches, observation_count
 from pyro_ssm.infer.elbo import FreeBits
 from pyro_ssm.infer.fit_gradient import EmptyGuide, gradient_of
 from pyro_ssm.infer.fit_loop import FitLoop
+from pyro_ssm.infer.marginal import Marginal
+from pyro_ssm.models import StateSpaceModel
+from pyro_ssm.models.plates import uncovered_dims
 
 __all__ = ["FitResult", "fit"]
 
@@ -143,7 +147,8 @@ def fit(
         FitError: a loss or a gradient is not finite. The message names the step and the site. Parameters stay those
             before the step, and so does the last checkpoint.
         RuntimeError: nothing depends on a parameter; or Pyro's global store holds another model's parameters.
-        ValueError: an argument is out of its range, or the checkpoint belongs to another fit.
+        ValueError: an argument is out of its range, the checkpoint belongs to another fit, or the data have batch dims
+            that no plate covers.
 
     Randomness: torch's global generator; validation does not advance it.
 
@@ -164,6 +169,7 @@ def fit(
     if not isinstance(loss, ELBO):
         raise TypeError(f"`loss` must be a Pyro ELBO object, got {loss!r}; for instance pyro.infer.Trace_ELBO()")
     guide = EmptyGuide() if guide is None else guide
+    _check_batch_dims(model, data)
     batch_seed, validation_seed = torch.randint(2**62, (2,)).tolist()
     batches = Batches(data, batch_size, batch_seed, by_length)
     if validate_every is None:
@@ -224,6 +230,20 @@ def fit(
         stopped=loop.stopped,
         seconds=loop.seconds,
     )
+
+
+def _check_batch_dims(model: Any, data: Any) -> None:
+    """A model by itself opens the plate of the last batch dim only; mini-batches are cut along that one."""
+    program = poutine.unwrap(model) if callable(model) else model
+    if not isinstance(program, (StateSpaceModel, Marginal)) or not isinstance(data, TimeSeries):
+        return
+    if deeper := uncovered_dims(data):
+        raise ValueError(
+            f"`data` has batch shape {tuple(data.batch_shape)}, and {type(program).__name__} has one plate, over the "
+            f"last batch dim (`batch_size` cuts that one); dim(s) {deeper} have none. Give all series along one batch "
+            "dim, TimeSeries(times, values.flatten(0, -3)), or put model and guide into a PyroModule each whose "
+            "forward calls them inside `with pyro.plate(name, size, dim=...)` for these dims"
+        )
 
 
 def _number_of_steps(num_steps: int | None, num_epochs: int | None, per_epoch: int) -> int:

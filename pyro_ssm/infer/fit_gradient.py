@@ -15,6 +15,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ssm.infer.local_parameters import local_parameters
+from pyro_ssm.models.parameter_store import stored_names, strangers
 
 __all__ = [
     "AbstractGradient",
@@ -154,7 +155,6 @@ class StoreGradient(AbstractGradient):
 
     def _refuse_strangers(self) -> None:
         """A name in the store that belongs to another tensor would be read, and trained, in place of the module's."""
-        store = pyro.get_param_store()
         owners: dict[str, Tensor] = {}
         for module in self.modules.values():
             for name, own in stored_names(module).items():
@@ -163,10 +163,9 @@ class StoreGradient(AbstractGradient):
                         f"model and guide both call a parameter `{name}`, and would share it silently. "
                         'Name the root of the guide: PyroModule.__init__(name="guide")'
                     )
-        strangers = [name for name, own in owners.items() if name in store and store._params[name] is not own]
-        if strangers:
+        if found := strangers(owners):
             raise RuntimeError(
-                f"{type(self.loss).__name__} trains through Pyro's global parameter store, in which {strangers} "
+                f"{type(self.loss).__name__} trains through Pyro's global parameter store, in which {found} "
                 "belong to another model or guide: this one would not be trained. Call pyro.clear_param_store() first"
             )
 
@@ -177,31 +176,6 @@ class StoreGradient(AbstractGradient):
         if gradients and divisor != 1:
             torch._foreach_mul_(gradients, 1 / divisor)
         return torch.as_tensor(value[0] if isinstance(value, tuple) else value).detach()
-
-
-def stored_names(root: nn.Module) -> dict[str, Tensor]:
-    """The names under which a module's parameters enter Pyro's global store.
-
-    >>> import torch
-    >>> from pyro.nn import PyroModule
-    >>> from pyro_ssm.infer.fit_gradient import stored_names
-    >>> module = PyroModule("guide")
-    >>> module.net = torch.nn.Linear(1, 1)
-    >>> list(stored_names(module))
-    ['guide.net$$$weight', 'guide.net$$$bias']
-    """
-    names: dict[str, Tensor] = {}
-    for module in root.modules():
-        if not isinstance(module, PyroModule):
-            continue
-        prefix = f"{module._pyro_name}." if module._pyro_name else ""
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                names[prefix + name.removesuffix("_unconstrained")] = parameter
-        for name, child in module._modules.items():
-            if child is not None and not isinstance(child, PyroModule):
-                names.update({f"{prefix}{name}$$${inner}": p for inner, p in child.named_parameters()})
-    return names
 
 
 def gradient_of(model: Callable[..., Any], guide: Callable[..., Any], loss: ELBO) -> AbstractGradient:

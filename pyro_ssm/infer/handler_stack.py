@@ -4,27 +4,11 @@ from __future__ import annotations
 
 import math
 
-from pyro.infer.autoguide.initialization import InitMessenger
-from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 
 from pyro_ssm.infer.annealing import kl_annealing
 
-__all__ = ["annealing_factor", "is_annealed", "mcmc_begins"]
-
-
-def mcmc_begins() -> bool:
-    """Whether a kernel of ``pyro.infer.MCMC`` (NUTS, HMC, random walk) is setting itself up around the program.
-
-    Such a kernel first runs the model once inside a handler that initialises sites and, within it, one that enumerates
-    discrete ones; nothing else of Pyro's combines the two.
-
-    >>> from pyro_ssm.infer.handler_stack import mcmc_begins
-    >>> mcmc_begins()
-    False
-    """
-    kinds = [type(handler) for handler in _PYRO_STACK]
-    return InitMessenger in kinds and EnumMessenger in kinds
+__all__ = ["annealing_factor", "is_annealed"]
 
 
 def is_annealed() -> bool:

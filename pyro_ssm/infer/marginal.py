@@ -14,11 +14,11 @@ from pyro_ssm.binding import is_bound
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.filter_terms import Filter, log_likelihood_terms
 from pyro_ssm.infer.gaussian import kalman_filter
-from pyro_ssm.infer.handler_stack import mcmc_begins
 from pyro_ssm.infer.smc import ParticleFiltered, ParticleMarginal
 from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.models.laws import batch_shape as shape_of
 from pyro_ssm.models.laws import history, observation_law, path_law
+from pyro_ssm.models.parameter_store import mcmc_begins, refuse_strangers_in_mcmc
 from pyro_ssm.models.plates import series_plate, site_name
 
 __all__ = ["Marginal", "MarginalLaw"]
@@ -78,6 +78,7 @@ class Marginal(nn.Module):
             raise TypeError(
                 f"marginal(data) needs a TimeSeries, got {type(data).__name__}. Wrap it: TimeSeries(times, values)"
             )
+        refuse_strangers_in_mcmc(self.model)
         bound = self.model.bind()  # outside the plate: random parameters are shared by the series
         if data.values is not None and mcmc_begins():
             self._refuse_rough(bound, data)

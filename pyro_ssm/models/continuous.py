@@ -96,7 +96,7 @@ def ode2vae(
     Pair it with ``guides.PositionVelocity(model, hidden_dim, num_frames)``, which reads the position off the first
     observation and the velocity off the first few, and has a mean-field posterior of the weights. The bound holds
     :math:`KL(q(W) \\| p(W))` once for all series and :math:`KL(q(x_1, v_1) \\| p)` for each;
-    ``infer.PushForwardELBO`` adds the paper's terms along the path.
+    ``infer.PushForwardELBO`` adds the paper's terms along the path, and with ``encoder_weight`` those of ODE2VAE-KL.
 
     Args:
         position_dim: of x; the state has twice as many coordinates, positions first.

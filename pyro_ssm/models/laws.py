@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from pyro_ssm.distributions import (
     History,
     MarkovPath,
     Observations,
-    PoissonTimes,
     StartedPath,
     masked,
 )
@@ -33,10 +32,10 @@ __all__ = [
     "path_law",
     "solve_from",
     "stopped_times",
-    "times_law",
 ]
 
 
+@runtime_checkable
 class BoundModel(Protocol):
     """What these functions ask of a model: its parts, with plain tensors for parameters (see ``StateSpaceModel.bind``).
 
@@ -96,7 +95,8 @@ def check_record(model: BoundModel, data: Any) -> None:
         )
 
 
-def _at_observations(data: TimeSeries, tensor: Tensor | None, dim: int) -> Tensor | None:
+def at_observations(data: TimeSeries, tensor: Tensor | None, dim: int) -> Tensor | None:
+    """Of a refined grid, the entries at the times of observation."""
     if tensor is None or data.observed_index is None:
         return tensor
     return tensor.index_select(dim, data.observed_index)
@@ -121,8 +121,8 @@ def history(model: BoundModel, data: TimeSeries) -> History | None:
     """
     if model.memory is None:
         return None
-    times = _at_observations(data, data.times, -1)
-    inputs = _at_observations(data, data.inputs, -2)
+    times = at_observations(data, data.times, -1)
+    inputs = at_observations(data, data.inputs, -2)
 
     def emission(state: Tensor, j: int, summary: Tensor) -> Any:
         now = slice(j, j + 1)
@@ -182,35 +182,11 @@ def _started_law(model: BoundModel, data: TimeSeries) -> StartedPath:
     return StartedPath(first, lambda start: solve_from(model, data, start), data.num_times, known)
 
 
-def times_law(model: BoundModel, data: TimeSeries, start: Tensor) -> tuple[Tensor, PoissonTimes]:
-    """The path from a start, and the law of when something was observed on it (``NeuralODE(log_intensity=...)``).
-
-    >>> import torch, pyro_ssm as ssm
-    >>> from pyro_ssm.models.laws import times_law
-    >>> model = ssm.models.latent_ode(2, 3, hidden=8, poisson=True)
-    >>> path, law = times_law(model.bind(), ssm.TimeSeries([0.0, 1.0], torch.zeros(2, 3)), torch.ones(1, 2))
-    >>> path.shape, law.event_shape
-    (torch.Size([2, 2]), torch.Size([2, 3]))
-    """
-    ode: NeuralODE = model.transition  # type: ignore[assignment]
-    _check_jump(ode, data)
-    clock = stopped_times(data)
-    path, integral = ode.solve_with_intensity(start, clock, data.inputs)
-    times, inputs = _at_observations(data, clock, -1), _at_observations(data, data.inputs, -2)
-    log_rate = ode.log_intensity_at(_at_observations(data, path, -2), times, inputs)  # type: ignore[arg-type]
-    if log_rate.shape[-1] not in (1, model.emission.obs_dim):
-        raise ValueError(
-            f"`log_intensity` returns {log_rate.shape[-1]} channels, and an observation has {model.emission.obs_dim} "
-            "columns: one channel for the times, or one for each column"
-        )
-    return _over_starts(path, start), PoissonTimes(log_rate, integral[..., -1, :])
-
-
-def _over_starts(path: Tensor, start: Tensor) -> Tensor:
+def over_starts(path: Tensor, start: Tensor) -> Tensor:
     return path.expand(torch.broadcast_shapes(path.shape, start.shape[:-2] + (1, 1)))
 
 
-def _check_jump(ode: NeuralODE, data: TimeSeries) -> None:
+def check_jump(ode: NeuralODE, data: TimeSeries) -> None:
     if ode.jump is not None and ode.interpolation is None and data.observed_index is not None:
         raise ValueError(
             "the data are refined, and a jump would be made at every refined time. Let the inputs know theirs: "
@@ -232,8 +208,8 @@ def solve_from(model: BoundModel, data: TimeSeries, start: Tensor) -> Tensor:
     tensor([1.0000, 0.3679])
     """
     ode: NeuralODE = model.transition  # type: ignore[assignment]
-    _check_jump(ode, data)
-    return _over_starts(ode.solve(start, stopped_times(data), data.inputs), start)
+    check_jump(ode, data)
+    return over_starts(ode.solve(start, stopped_times(data), data.inputs), start)
 
 
 def stopped_times(data: TimeSeries) -> Tensor:
@@ -309,8 +285,8 @@ def emission_law(model: BoundModel, data: TimeSeries, states: Tensor, run: Histo
     torch.Size([3, 4, 1])
     """
     after = None if run is None else run.summaries(states)[1]
-    at = _at_observations(data, states, -2)
-    times, inputs = _at_observations(data, data.times, -1), _at_observations(data, data.inputs, -2)
+    at = at_observations(data, states, -2)
+    times, inputs = at_observations(data, data.times, -1), at_observations(data, data.inputs, -2)
     return model.emission(at, times, inputs, memory=after)
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.dynamics import NeuralODE
-from pyro_ssm.models.laws import BoundModel, batch_shape, solve_from, stopped_times, times_law
+from pyro_ssm.models.laws import BoundModel, batch_shape, solve_from, stopped_times
 from pyro_ssm.models.plates import site_name
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
+from pyro_ssm.models.times import times_law
 from pyro_ssm.ops import SolverError
 
-__all__ = ["diverging", "field_penalty", "path_site", "sample_started", "through_start"]
+__all__ = ["diverging", "field_penalty", "path_site", "sample_start", "sample_started", "through_start"]
 
 
 def diverging() -> None:
@@ -44,6 +45,20 @@ def through_start(model: BoundModel) -> bool:
     return isinstance(model.transition, NeuralODE)
 
 
+def sample_start(model: Any, bound: BoundModel, data: TimeSeries) -> Tensor:
+    """The first state ``(*batch, 1, state)``: the site ``"z_start"``, or the point at which it is known to be.
+
+    >>> from pyro_ssm.models.ode_sites import sample_start
+    >>> sample_start.__name__
+    'sample_start'
+    """
+    refuse_memory(bound)
+    held = None if data.inputs is None else data.inputs[..., :1, :]
+    first = start_law(bound.initial(data.times[..., :1], held), batch_shape(bound, data))
+    start = known_start(first)
+    return pyro.sample(site_name(model, "z_start"), first) if start is None else start
+
+
 def sample_started(model: Any, bound: BoundModel, data: TimeSeries) -> Tensor:
     """Sample the site ``"z_start"``, and solve for the deterministic path ``"z"`` ``(*batch, time, state)``.
 
@@ -53,12 +68,7 @@ def sample_started(model: Any, bound: BoundModel, data: TimeSeries) -> Tensor:
     >>> sample_started.__name__
     'sample_started'
     """
-    refuse_memory(bound)
-    held = None if data.inputs is None else data.inputs[..., :1, :]
-    first = start_law(bound.initial(data.times[..., :1], held), batch_shape(bound, data))
-    start = known_start(first)
-    if start is None:
-        start = pyro.sample(site_name(model, "z_start"), first)
+    start = sample_start(model, bound, data)
     timed = bound.transition.log_intensity is not None and data.mask is not None  # type: ignore[attr-defined]
     path, timing = times_law(bound, data, start) if timed else (solve_from(bound, data, start), None)
     path_site(

@@ -10,7 +10,7 @@ from pyro.poutine.runtime import get_plates
 
 from pyro_ssm.data import TimeSeries
 
-__all__ = ["series_plate", "site_name"]
+__all__ = ["series_plate", "site_name", "uncovered_dims"]
 
 
 def site_name(model: PyroModule, name: str) -> str:
@@ -45,9 +45,8 @@ def series_plate(model: PyroModule, data: TimeSeries) -> AbstractContextManager:
     >>> type(series_plate(None, one)).__name__  # a single series needs no plate
     'nullcontext'
     """
-    covered = {frame.dim for frame in get_plates()}
-    bare = [dim for dim in range(-len(data.batch_shape), 0) if dim not in covered]
-    if deeper := [dim for dim in bare if dim < -1 and data.batch_shape[dim] != 1]:
+    bare = _bare_dims(data)
+    if deeper := uncovered_dims(data):
         raise ValueError(
             f"data has batch shape {tuple(data.batch_shape)}, and no plate covers dim(s) {deeper}. "
             "Call the model inside `with pyro.plate(name, size, dim=...)` for them; the last dim gets its own plate"
@@ -58,3 +57,19 @@ def series_plate(model: PyroModule, data: TimeSeries) -> AbstractContextManager:
     if data.index is None:
         return pyro.plate(name, data.batch_shape[-1], dim=-1)
     return pyro.plate(name, data.total, subsample=data.index, dim=-1)
+
+
+def uncovered_dims(data: TimeSeries) -> list[int]:
+    """The batch dims of a record, other than the last, for which no plate is open and a model opens none.
+
+    >>> import torch, pyro_ssm as ssm
+    >>> from pyro_ssm.models.plates import uncovered_dims
+    >>> uncovered_dims(ssm.TimeSeries(torch.arange(3.0), torch.zeros(2, 5, 3, 1)))
+    [-2]
+    """
+    return [dim for dim in _bare_dims(data) if dim < -1 and data.batch_shape[dim] != 1]
+
+
+def _bare_dims(data: TimeSeries) -> list[int]:
+    covered = {frame.dim for frame in get_plates()}
+    return [dim for dim in range(-len(data.batch_shape), 0) if dim not in covered]

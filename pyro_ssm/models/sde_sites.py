@@ -12,11 +12,13 @@ from torch import Tensor
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.distributions import DrivenNoise, History
 from pyro_ssm.dynamics import NeuralODE, NeuralSDE
+from pyro_ssm.dynamics.timed import timed_equation
 from pyro_ssm.models.empty import empty_path
 from pyro_ssm.models.laws import BoundModel, batch_shape, path_law, solve_from
-from pyro_ssm.models.ode_sites import diverging, path_site, sample_started, through_start
+from pyro_ssm.models.ode_sites import diverging, path_site, sample_start, sample_started, through_start
 from pyro_ssm.models.plates import site_name
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
+from pyro_ssm.models.times import path_times_law
 from pyro_ssm.ops import BrownianPath
 
 __all__ = [
@@ -49,13 +51,11 @@ def sample_states(model: Any, bound: BoundModel, data: TimeSeries, run: History 
     if through_start(bound):
         return sample_started(model, bound, data)
     if not through_noise(bound):
-        return pyro.sample(site_name(model, "z"), path_law(bound, data, run))
-    refuse_memory(bound)
-    held = None if data.inputs is None else data.inputs[..., :1, :]
-    first = start_law(bound.initial(data.times[..., :1], held), batch_shape(bound, data))
-    start = known_start(first)
-    if start is None:
-        start = pyro.sample(site_name(model, "z_start"), first)
+        path = pyro.sample(site_name(model, "z"), path_law(bound, data, run))
+        if data.mask is not None and timed_equation(bound.transition) is not None:
+            pyro.sample(site_name(model, "times"), path_times_law(bound, data, path), obs=data.mask)
+        return path
+    start = sample_start(model, bound, data)
     noise = start[..., 1:, :]  # for a single time: no noise
     if data.num_times > 1:
         noise = pyro.sample(site_name(model, "z_noise"), noise_law(bound, data, start))

@@ -14,6 +14,7 @@ from pyro_ssm.binding import bind
 from pyro_ssm.components import Component, Emission, Initial, Memory, Transition
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.models.laws import check_record, history, observation_law
+from pyro_ssm.models.parameter_store import refuse_strangers_in_mcmc
 from pyro_ssm.models.plates import series_plate, site_name
 from pyro_ssm.models.sde_sites import sample_states
 
@@ -99,6 +100,7 @@ class StateSpaceModel(PyroModule):
     def forward(self, data: TimeSeries) -> tuple[Tensor, Tensor]:
         """The generative program over ``data``: returns the path ``(*batch, time, state)`` and the record ``y``."""
         check_record(self, data)
+        refuse_strangers_in_mcmc(self)
         bound = self.bind()
         run = history(bound, data)
         with series_plate(self, data):

@@ -7,16 +7,13 @@ from pyro_ssm.ops.brownian import BrownianPath
 from pyro_ssm.ops.causal_conv1d import causal_conv1d, causal_conv1d_reference
 from pyro_ssm.ops.combiner_path import combiner_path, combiner_path_reference
 from pyro_ssm.ops.composite import composite_backward
+from pyro_ssm.ops.coordinate_scale import CoordinateScale
 from pyro_ssm.ops.dense_lti import dense_lti, dense_lti_reference
 from pyro_ssm.ops.diag_lti import diag_lti, diag_lti_reference
 from pyro_ssm.ops.discretise import discretise
 from pyro_ssm.ops.dplr import cauchy, dplr_kernel, dplr_scan, dplr_scan_reference
-from pyro_ssm.ops.euler_network_path import (
-    CoordinateScale,
-    EulerPathDraw,
-    euler_network_path,
-    euler_network_path_reference,
-)
+from pyro_ssm.ops.dplr_lti import dplr_lti
+from pyro_ssm.ops.euler_network_path import EulerPathDraw, euler_network_path, euler_network_path_reference
 from pyro_ssm.ops.hilbert import hilbert_index, hilbert_order
 from pyro_ssm.ops.hippo import NormalPlusLowRank, hippo, hippo_low_rank
 from pyro_ssm.ops.info import OpsInfo, info
@@ -50,6 +47,7 @@ from pyro_ssm.ops.scan2x2 import scan2x2, scan2x2_reference
 from pyro_ssm.ops.sde import SDEStep, sde_path, sde_step
 from pyro_ssm.ops.selective_scan import selective_scan, selective_scan_reference
 from pyro_ssm.ops.softplus import softplus
+from pyro_ssm.ops.softplus_network import softplus_network, softplus_network_reference
 from pyro_ssm.ops.solver_error import SolverError
 from pyro_ssm.ops.ssd import ssd, ssd_reference
 from pyro_ssm.ops.ssm_kernel import fft_conv, ssm_kernel, ssm_kernel_reference
@@ -92,6 +90,7 @@ __all__ = [
     "diag_lti_reference",
     "discretise",
     "dplr_kernel",
+    "dplr_lti",
     "dplr_scan",
     "dplr_scan_reference",
     "elman_scan",
@@ -139,6 +138,8 @@ __all__ = [
     "selective_scan",
     "selective_scan_reference",
     "softplus",
+    "softplus_network",
+    "softplus_network_reference",
     "ssd",
     "ssd_reference",
     "ssm_kernel",

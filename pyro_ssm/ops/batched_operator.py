@@ -1,7 +1,8 @@
 """Operators over a batch of series: compiled kernels, their registration and derivative, and the composite beside them.
 
-What ``selective_scan``, ``ssd`` and ``causal_conv1d`` share. Each is a map from tensors to ``(y, final)`` whose leading
-dims broadcast. The kernels know one leading dim: the batch, or a size of 1 that stands for all of it (a stride of 0).
+What ``selective_scan``, ``ssd``, ``causal_conv1d`` and the banks share. Each is a map from tensors to ``(y, final)``
+whose leading dims broadcast. The kernels know one leading dim: the batch, or a size of 1 that stands for all of it (a
+stride of 0).
 """
 
 from __future__ import annotations
@@ -12,29 +13,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from pyro_ssm.ops.call_plan import PLAIN, Plan, like, looked_at, signature_of
 from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.composite import composite_backward, transformed
+from pyro_ssm.ops.cuda import DeviceEngine
 from pyro_ssm.ops.engine import Engine, engine_of
 from pyro_ssm.ops.operator import Way, address, define, way_of
 
-__all__ = ["Argument", "BatchedOperator", "Plan", "looked_at"]
+__all__ = ["Argument", "BatchedOperator"]
 
 _HALVES = (torch.float16, torch.bfloat16)
-_PLAIN = (Tensor, torch.nn.Parameter)
 _PLANS = 256  # kept at most
-
-
-def looked_at() -> bool:
-    """Whether a dispatch mode, forward mode or a tracer may look at what plain tensors do.
-
-    >>> from pyro_ssm.ops.batched_operator import looked_at
-    >>> looked_at()
-    False
-    """
-    modes, level = getattr(torch._C, "_len_torch_dispatch_stack", None), getattr(forward_ad, "_current_level", 0)
-    return modes is None or modes() > 0 or level >= 0 or torch.jit.is_tracing()
 
 
 class Argument(NamedTuple):
@@ -53,21 +43,6 @@ class Argument(NamedTuple):
     optional: bool = False
 
 
-class Plan(NamedTuple):
-    """A call of the forward kernel, but for the addresses.
-
-    >>> from pyro_ssm.ops.batched_operator import Plan
-    >>> Plan._fields[0]
-    'struct'
-    """
-
-    struct: Any
-    places: Sequence[int]  # of the addresses of tensors
-    result: int  # of the address of y, before that of the final state
-    y: torch.Size
-    final: torch.Size
-
-
 class BatchedOperator:
     """An operator ``torch.ops.pyro_ssm.NAME(tensors, options, bool keep) -> (y, final, kept)`` and its gradient.
 
@@ -83,8 +58,10 @@ class BatchedOperator:
         composite: the map in plain torch, of ``(*tensors, *options)`` with any leading dims.
         sizes: the first fields of the C struct, after the one for the dtype, of ``(*tensors, *options)``.
         shapes: shapes of y, final and kept, of ``(*tensors, *options)``.
-        functions: names of the C functions forward and backward.
+        functions: names of the C functions forward and backward. Where a GPU has none of these names
+            (:func:`~pyro_ssm.ops.cuda.has_kernels`), the composite does the work there.
         keeps: whether the backward kernel needs what the forward kernel keeps.
+        on_cuda: of the options, whether the kernels of a GPU know them; elsewhere the composite does it there.
 
     >>> from pyro_ssm.ops.batched_operator import BatchedOperator
     >>> BatchedOperator.__name__
@@ -102,9 +79,11 @@ class BatchedOperator:
         functions: tuple[str, str],
         *,
         keeps: bool = False,
+        on_cuda: Callable[..., bool] | None = None,
     ) -> None:
         self.name, self.arguments, self.composite = name, tuple(arguments), composite
         self.sizes, self.shapes, self.functions, self.keeps = sizes, shapes, functions, keeps
+        self.on_cuda = on_cuda
         self.count = len(self.arguments)
         self.plans: dict[tuple, Plan] = {}
         self.differentiable = [i for i, x in enumerate(self.arguments) if x.differentiable]
@@ -148,7 +127,7 @@ class BatchedOperator:
             wide = [x.float() if x is not None and x.dtype in _HALVES else x for x in tensors]
             y, final = self.run(*wide, *arguments[self.count :])
             return y.to(first.dtype), final
-        way = way_of(*tensors) if self.engine(first, 0) is not None else Way.TRANSFORM
+        way = way_of(*tensors) if self.engine(first, 0, arguments[self.count :]) is not None else Way.TRANSFORM
         if way is Way.TRANSFORM:
             if first.device.type not in ("cpu", "cuda"):
                 return self.composite(*arguments)
@@ -172,30 +151,24 @@ class BatchedOperator:
         """
         if torch.compiler.is_compiling():
             return None
-        tensors, key, graph = [], [], torch.is_grad_enabled()
-        for x in signature:
-            if type(x) in _PLAIN:
-                if not x.is_cpu or x.is_neg() or (graph and x.requires_grad):
-                    return None
-                tensors.append(x)
-                key.append((x.shape, x.stride(), x.dtype))
-            else:
-                key.append(x)
-        plan = self.plans.get(tuple(key))
-        functions, _, _, parallel_for = library()
-        if plan is None or functions is None or looked_at():
+        key, tensors = signature_of(signature)
+        plan = self.plans.get(key)
+        if plan is None or looked_at() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
             return None
-        struct = type(plan.struct).from_buffer_copy(plan.struct)
+        functions, _, _, parallel_for = library()
+        if functions is None:
+            return None
+        struct, result, first = type(plan.struct).from_buffer_copy(plan.struct), plan.result, tensors[0]
         try:
             for place, x in zip(plan.places, tensors, strict=True):
                 struct[place] = x.data_ptr()
         except RuntimeError:  # inside a transform
             return None
-        first = tensors[0]
-        y, final = first.new_empty(plan.y), first.new_empty(plan.final)
-        struct[plan.result], struct[plan.result + 1] = y.data_ptr(), final.data_ptr()
-        struct[plan.result + 2 + self.keeps] = parallel_for
-        if getattr(functions, self.functions[0])(struct):
+        y = first.new_empty(plan.y) if plan.like_y < 0 else torch.empty_like(tensors[plan.like_y])
+        final = first.new_empty(plan.final) if plan.like_final < 0 else torch.empty_like(tensors[plan.like_final])
+        struct[result], struct[result + 1] = y.data_ptr(), final.data_ptr()
+        struct[result + 2 + self.keeps] = parallel_for
+        if getattr(functions, self.functions[0])(ctypes.addressof(struct)):
             raise MemoryError(f"{self.name}: not enough memory")
         return y, final
 
@@ -210,6 +183,9 @@ class BatchedOperator:
         if torch.compiler.is_compiling() or y.requires_grad:
             return
         given = [x for x in signature if isinstance(x, Tensor)]
+        # A view whose numbers have the other sign in memory is of complex numbers: its strides are even.
+        if any(x.stride(-1) != 1 for x in given):
+            return
         if len(self.plans) > _PLANS:
             self.plans.clear()
         if y.numel() == 0 or way_of(*given) is not Way.KERNEL or library().functions is None or not y.is_cpu:
@@ -228,12 +204,21 @@ class BatchedOperator:
             return
         rest = 3 + self.keeps + 2 + len(self.differentiable)
         struct = (ctypes.c_int64 * (len(fields) + rest))(*fields)
-        key = tuple((x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x for x in signature)
-        self.plans[key] = Plan(struct, places, len(fields), y.shape, final.shape)
+        likes = [like(out, given) for out in (y, final)]
+        self.plans[signature_of(signature)[0]] = Plan(struct, places, len(fields), y.shape, final.shape, *likes)
 
-    def engine(self, first: Tensor, way: int = 0) -> Engine | None:
-        """What runs the kernels forward (0) or backward (1) where the first argument is; None where torch does."""
-        return engine_of(first, self.functions[way], int(first.dtype == torch.float64))
+    def engine(self, first: Tensor, way: int = 0, options: Sequence[Any] = ()) -> Engine | None:
+        """What runs the kernels where the first argument is; None where torch does.
+
+        Args:
+            first: argument of the operator.
+            way: 0 forward, 1 backward.
+            options: of the operator.
+        """
+        engine = engine_of(first, self.functions[way], int(first.dtype == torch.float64))
+        if self.on_cuda is not None and isinstance(engine, DeviceEngine) and not self.on_cuda(*options):
+            return None
+        return engine
 
     def _flat(self, arguments: Sequence[Any]) -> tuple[list[Any], torch.Size]:
         """The arguments with one leading dim each, and all leading dims."""
@@ -277,7 +262,7 @@ class BatchedOperator:
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         """``(y, final, kept)`` of flat arguments and ``keep``."""
         y, final, kept = out = self._results(*arguments)
-        engine = self.engine(y, 0)
+        engine = self.engine(y, 0, arguments[self.count : -1])
         if engine is None:
             with torch.no_grad():
                 found, state = self.composite(*arguments[:-1])
@@ -297,7 +282,7 @@ class BatchedOperator:
         """Gradients of the differentiable arguments, in their shapes; what is not wanted comes back empty."""
         *given, kept, grad_y, grad_final, wanted = arguments
         inputs, first = [given[i] for i in self.differentiable], given[0]
-        engine = self.engine(first, 1)
+        engine = self.engine(first, 1, given[self.count :])
         if engine is None or first.shape[0] * first.shape[2] == 0:
             with torch.no_grad():
                 found = self._by_composite(given, wanted, (grad_y, grad_final))
@@ -344,7 +329,7 @@ class BatchedOperator:
         arguments = [next(present) if there else None for there in ctx.there] + list(ctx.options)
         wanted = [ctx.needs_input_grad[i] for i in self.differentiable]
         # the tensors of a graph that is being traced are of a class of their own
-        compiling = torch.compiler.is_compiling() or any(type(x) not in _PLAIN for x in saved)
+        compiling = torch.compiler.is_compiling() or any(type(x) not in PLAIN for x in saved)
         if not compiling and (torch.is_grad_enabled() or any(g is not None and transformed(g) for g in grads[:2])):
             found: Sequence[Tensor | None] = self._by_composite(arguments, wanted, grads[:2])
         else:

@@ -15,7 +15,7 @@ import torch
 
 __all__ = ["ABI", "Library", "library"]
 
-ABI = 40  # of csrc/library.cpp: pyro_ssm_abi()
+ABI = 60  # of csrc/library.cpp: pyro_ssm_abi()
 _INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
 _STRUCT = (ctypes.c_int, _POINTER)  # one struct of eight-byte fields to a status
 _NORMALISE = (None, _POINTER, _POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER)
@@ -31,11 +31,17 @@ SIGNATURES: dict[str, tuple] = {
     "pyro_ssm_linear_scan_backward": _STRUCT,
     "pyro_ssm_diag_lti_forward": _STRUCT,
     "pyro_ssm_diag_lti_backward": _STRUCT,
+    "pyro_ssm_low_rank_bank_forward": _STRUCT,
+    "pyro_ssm_low_rank_bank_backward": _STRUCT,
+    "pyro_ssm_gap_bank_forward": _STRUCT,
+    "pyro_ssm_gap_bank_backward": _STRUCT,
     "pyro_ssm_selective_forward": _STRUCT,
     "pyro_ssm_selective_backward": _STRUCT,
     "pyro_ssm_convolve_forward": _STRUCT,
     "pyro_ssm_convolve_backward": _STRUCT,
     "pyro_ssm_elementwise": _STRUCT,
+    "pyro_ssm_coordinate_forward": _STRUCT,
+    "pyro_ssm_coordinate_backward": _STRUCT,
     "pyro_ssm_normalise_f32": _NORMALISE,
     "pyro_ssm_normalise_f64": _NORMALISE,
     "pyro_ssm_ancestors_f32": _ANCESTORS,

@@ -24,13 +24,27 @@ __all__ = [
     "cuda_library",
     "cuda_off",
     "cuda_reason",
+    "has_kernels",
     "load_cuda",
 ]
 
-CUDA_ABI = 2  # of csrc/cuda/library.cu: pyro_ssm_cuda_abi()
+CUDA_ABI = 31  # of csrc/cuda/library.cu: pyro_ssm_cuda_abi()
 PATH = Path(__file__).with_name("_cuda.dll" if os.name == "nt" else "_cuda.so")
 #: each has pyro_ssm_NAME_workspace, pyro_ssm_NAME_forward and pyro_ssm_NAME_backward
 NAMES = ("linear_scan", "selective", "convolve", "diag_lti")
+
+
+def has_kernels(function: str) -> bool:
+    """Whether a function is one of those that there are for CUDA devices, by whatever compiler.
+
+    Args:
+        function: ``"pyro_ssm_linear_scan_forward"``, ...
+
+    >>> from pyro_ssm.ops.cuda import has_kernels
+    >>> has_kernels("pyro_ssm_diag_lti_forward"), has_kernels("pyro_ssm_gap_bank_forward")
+    (True, False)
+    """
+    return function.removeprefix("pyro_ssm_").rpartition("_")[0] in NAMES
 
 
 class CudaLibrary(NamedTuple):

@@ -6,14 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_ssm.ops.diag_bank import bank_is_compiled, diag_bank
+from pyro_ssm.ops.diag_bank import COMPLEX, DIAG_LTI, bank_is_compiled, diag_bank, precision
 from pyro_ssm.ops.diagonal_scan import check_steps, diagonal_scan, diagonal_scan_reference
+from pyro_ssm.ops.gap_bank import GAP_BANK, METHODS, gap_bank
+from pyro_ssm.ops.operator import Way, way_of
 from pyro_ssm.ops.ssm_kernel import discretise_exactly, fft_conv, powers, readout
 
 __all__ = ["diag_lti", "diag_lti_reference"]
 
 _HALVES = (torch.float16, torch.bfloat16)
 _CONVOLUTION_FROM = 4  # steps; measured on CPU, forward and backward
+_SMALLEST = 1e-6  # eigenvalue by which an input is divided
 
 
 def diag_lti_reference(
@@ -68,8 +71,8 @@ def diag_lti(
         reset: bool ``(..., time)``; where True the state before the step counts as zero.
         method: ``"zoh"`` (the input holds over the step) or ``"bilinear"``.
         mode: ``"scan"`` (any step, linear memory by recomputation), ``"convolution"`` (one step for all times and no
-            reset; by a kernel and the fast Fourier transform), or None: with one step for all times the compiled scan,
-            and without it the convolution, where it is possible and not short.
+            reset; by a kernel and the fast Fourier transform), or None: the compiled scan, and without it the
+            convolution, where it is possible and not short.
 
     Returns:
         ``(y, final)``: ``(..., time, D)`` and ``(..., D, N)``. Derivatives of any order, forward mode and
@@ -98,8 +101,11 @@ def diag_lti(
             real = (u.float(), step.float() if step.dtype in _HALVES else step)
             y, final = diag_lti(*real, A, B, C, initial=initial, reset=reset, method=method, mode=mode)
         return y.to(u.dtype), final
-    if step.shape[-2] == 1 and steps and mode != "convolution" and bank_is_compiled(u, step, A, B, C, initial):
-        return _bank(u, step, A, B, C, initial, reset, method)
+    tensors = (u, step, A, B, C, initial)
+    if step.shape[-2] == 1 and steps and mode != "convolution" and bank_is_compiled(DIAG_LTI, *tensors):
+        return _bank(*tensors, reset, method)
+    if mode is None and method in METHODS and steps and step.shape[-2] == steps and _gaps_are_compiled(*tensors):
+        return _gaps(*tensors, reset, method)
     regular = step.shape[-2] == 1 and reset is None
     if mode == "convolution" and not regular:
         raise ValueError("diag_lti: a convolution needs one step for all times, and no reset; use mode='scan'")
@@ -123,7 +129,30 @@ def _bank(
     """One step for all times: what is discretised has no time, and the compiled scan makes no tensor of all states."""
     A, B, C = (m if m.dim() == 2 else m.squeeze(-3) for m in (A, B, C))
     a, w = discretise_exactly(A, step.squeeze(-2).unsqueeze(-1), method)
-    return diag_bank(u, a.to(A.dtype), w.to(A.dtype) * B, 2 * C, initial, reset)
+    dtype = COMPLEX[precision(u, A)]
+    return diag_bank(u, a.to(dtype), w.to(dtype) * B, 2 * C, initial, reset)
+
+
+def _gaps_are_compiled(u: Tensor, step: Tensor, A: Tensor, *rest: Tensor | None) -> bool:
+    if not bank_is_compiled(GAP_BANK, u, step, A, *rest) or way_of(u, step, A, *rest) is Way.OPERATOR:
+        return False
+    return bool((A.abs() > _SMALLEST).all())  # a graph cannot ask
+
+
+def _gaps(
+    u: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    method: str,
+) -> tuple[Tensor, Tensor]:
+    """A step for each time: the compiled scan discretises where it stands."""
+    A, B, C = (m if m.dim() == 2 else m.squeeze(-3) for m in (A, B, C))
+    A = A.to(COMPLEX[precision(u, A)])
+    return gap_bank(u, step.to(u.dtype), A, B / A, 2 * C, initial, reset, method)
 
 
 def _convolution(

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops.dense_lti import krylov, power_of_two
+from pyro_ssm.ops.dplr_step import LowRankStep, both, dplr_matrices, dplr_step
 from pyro_ssm.ops.recompute import recomputed_scan
 
-__all__ = ["cauchy", "dplr_kernel", "dplr_matrices", "dplr_scan", "dplr_scan_reference"]
+__all__ = ["cauchy", "dplr_kernel", "dplr_scan", "dplr_scan_reference", "readout_row"]
 
 
 def cauchy(v: Tensor, nodes: Tensor, poles: Tensor) -> Tensor:
@@ -45,35 +46,16 @@ def _cauchy_rows(v: Tensor, nodes: Tensor, poles: Tensor, plus: Tensor) -> Tenso
     return recomputed_scan(piece, v.new_zeros(()), tensors, times, shape.numel() * v.shape[-1])[0].mT
 
 
-def dplr_matrices(eigenvalues: Tensor, P: Tensor, B: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """The bilinear discretisation of the whole system, dense.
-
-    .. math:: A = \\operatorname{diag}(\\Lambda) - P P^*, \\quad
-        \\bar A = (I - \\tfrac\\Delta2 A)^{-1} (I + \\tfrac\\Delta2 A), \\quad
-        \\bar B = (I - \\tfrac\\Delta2 A)^{-1} \\Delta B
-
-    over both eigenvalues of each pair: ``(..., D, 2 N, 2 N)`` and ``(..., D, 2 N)`` complex128.
-
-    >>> import torch
-    >>> from pyro_ssm.ops.dplr import dplr_matrices
-    >>> one = torch.ones(1, 1, dtype=torch.complex64)
-    >>> dplr_matrices(-one, 0 * one.unsqueeze(-1), one, torch.ones(1))[0].real.diagonal(dim1=-2, dim2=-1)
-    tensor([[0.3333, 0.3333]], dtype=torch.float64)
-    """
-    eigenvalues, P, B = (both(m.to(torch.complex128), dim) for m, dim in ((eigenvalues, -1), (P, -2), (B, -1)))
-    A = torch.diag_embed(eigenvalues) - P @ P.mH
-    half = step.to(torch.float64)[..., None, None] / 2
-    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    solved = torch.linalg.solve(eye - half * A, torch.cat([eye + half * A, (2 * half) * B.unsqueeze(-1)], -1))
-    return solved[..., :-1], solved[..., -1]
-
-
-def both(x: Tensor, dim: int = -1) -> Tensor:
-    """Both of each pair of conjugates, from one."""
-    return torch.cat([x, x.conj()], dim)
-
-
-def dplr_kernel(eigenvalues: Tensor, P: Tensor, B: Tensor, C: Tensor, step: Tensor, length: int) -> Tensor:
+def dplr_kernel(
+    eigenvalues: Tensor,
+    P: Tensor,
+    B: Tensor,
+    C: Tensor,
+    step: Tensor,
+    length: int,
+    *,
+    discrete: LowRankStep | None = None,
+) -> Tensor:
     """The impulse response of the bilinear discretisation of S4's systems, by its generating function.
 
     .. math::
@@ -81,14 +63,16 @@ def dplr_kernel(eigenvalues: Tensor, P: Tensor, B: Tensor, C: Tensor, step: Tens
         = \\frac{2}{1+z}\\, \\tilde C^* \\Big(\\tfrac2\\Delta \\tfrac{1-z}{1+z} - A\\Big)^{-1} B, \\qquad
         \\tilde C = C (I - \\bar A^L),
 
-    at the L-th roots of unity; the inverse by Woodbury's identity is four kinds of Cauchy sums, and the kernel the
-    inverse Fourier transform. The final factor in :math:`\\tilde C` is exact (dense products), for any length.
+    at one half of the L-th roots of unity, since K is real; the inverse by Woodbury's identity is four kinds of Cauchy
+    sums, and the kernel the inverse Fourier transform. The final factor in :math:`\\tilde C` is exact (dense real
+    products), for any length.
 
     Args:
         eigenvalues: :math:`\\Lambda`, one of each pair, ``(..., D, N)`` complex.
         P: ``(..., D, N, r)``; B, C: ``(..., D, N)``.
         step: ``(..., D)``.
         length: how many taps, L.
+        discrete: :func:`~pyro_ssm.ops.dplr_step.dplr_step` of these, where it is known already.
 
     Returns:
         ``(..., L, D)`` real: :math:`K_l = 2 \\operatorname{Re} C \\bar A^l \\bar B`.
@@ -102,15 +86,15 @@ def dplr_kernel(eigenvalues: Tensor, P: Tensor, B: Tensor, C: Tensor, step: Tens
     >>> dplr_kernel(-one, 0 * one.unsqueeze(-1), one, one / 2, torch.ones(1), 2).squeeze(-1)
     tensor([0.6667, 0.2222])
     """
-    A_bar, _ = dplr_matrices(eigenvalues, P, B, step)
-    remainder = _row_times_power(both(C).to(A_bar.dtype), A_bar, length)
-    C_cut = both(C) - remainder.to(C.dtype)  # (..., D, 2 N)
+    A_bar, _ = (discrete or dplr_step(eigenvalues, P, B, step)).dense()
+    real, imaginary = _row_times_power(readout_row(C).to(A_bar.dtype), A_bar, length).chunk(2, -1)
+    C_cut = both(C - torch.complex(real, -imaginary).to(C.dtype) / 2)  # (..., D, 2 N)
     poles, P, B = both(eigenvalues), both(P, -2), both(B)
-    turns = torch.arange(length, dtype=torch.float64, device=B.device) * (-2 * torch.pi / length)
+    turns = torch.arange(length // 2 + 1, dtype=torch.float64, device=B.device) * (-2 * torch.pi / length)
     z = torch.polar(torch.ones_like(turns), turns)  # torch's inverse transform undoes sums with exp(-i)
     # Multiplied by 1 + z so that z = -1 is no exception: every sum is over v / (2 (1 - z) / step - poles (1 + z)).
     plus = (1 + z).to(B.dtype)
-    nodes = (2 * (1 - z) / step.to(torch.float64).unsqueeze(-1)).to(B.dtype)  # (..., D, L)
+    nodes = (2 * (1 - z) / step.to(torch.float64).unsqueeze(-1)).to(B.dtype)  # (..., D, L // 2 + 1)
     rank = P.shape[-1]
     rows = torch.cat([C_cut.unsqueeze(-1), P.conj()], -1)  # (..., D, 2 N, 1 + r)
     columns = torch.cat([B.unsqueeze(-1), P], -1)
@@ -121,7 +105,18 @@ def dplr_kernel(eigenvalues: Tensor, P: Tensor, B: Tensor, C: Tensor, step: Tens
     eye = torch.eye(rank, dtype=sums.dtype, device=sums.device)
     inner = torch.linalg.solve(eye + plus[..., None, None] * pp, pb)
     generating = 2 * (cb - plus[..., None, None] * (cp @ inner))[..., 0, 0]  # (..., D, L)
-    return torch.fft.ifft(generating, dim=-1).real.mT
+    return torch.fft.irfft(generating, n=length, dim=-1).mT
+
+
+def readout_row(C: Tensor) -> Tensor:
+    """:math:`2 \\operatorname{Re} C h` as a row for the real and the imaginary parts of h: ``(..., 2 N)``.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.dplr import readout_row
+    >>> readout_row(torch.tensor([1 + 2j]))
+    tensor([ 2., -4.])
+    """
+    return torch.cat([2 * C.real, -2 * C.imag], -1)
 
 
 def _row_times_power(row: Tensor, matrix: Tensor, exponent: int) -> Tensor:

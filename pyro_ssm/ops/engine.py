@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from pyro_ssm.ops.compiled import library
-from pyro_ssm.ops.cuda import CudaEngine, cuda_reason
+from pyro_ssm.ops.cuda import CudaEngine, cuda_reason, has_kernels
 from pyro_ssm.ops.nvrtc_engine import NvrtcEngine, nvrtc_reason
 
 __all__ = ["CpuEngine", "Engine", "engine_of"]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What calls a function of a library with a struct of eight-byte fields.
 
@@ -70,7 +71,7 @@ def engine_of(x: Tensor, function: str, code: int) -> Engine | None:
     if device.type == "cpu":
         found = library()
         return None if found.functions is None else CpuEngine(found.functions, found.parallel_for)
-    if device.type != "cuda":
+    if device.type != "cuda" or not has_kernels(function):
         return None
     index = device.index if device.index is not None else torch.cuda.current_device()
     if not cuda_reason(index):

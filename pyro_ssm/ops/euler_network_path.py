@@ -9,39 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pyro_ssm.ops.block_diagonal import block_rows
 from pyro_ssm.ops.composite import composite_backward
+from pyro_ssm.ops.coordinate_scale import CoordinateScale, ScaleAlongPath
 from pyro_ssm.ops.softplus import softplus_, through_softplus_
 
-__all__ = ["CoordinateScale", "EulerPathDraw", "euler_network_path", "euler_network_path_reference"]
-
-
-class CoordinateScale(NamedTuple):
-    """The scale of each coordinate's noise, a small network of that coordinate,
-
-    .. math:: g_i(z_i) = \\text{floor} + r(v_i^T \\operatorname{softplus}(w_i z_i + b_i) + c_i),
-
-    where r is a softplus, or ``span`` times a sigmoid.
-
-    >>> from pyro_ssm.ops import CoordinateScale
-    >>> CoordinateScale._fields
-    ('slope', 'shift', 'weight', 'bias', 'floor', 'span')
-    """
-
-    slope: Tensor  # (state, hidden)
-    shift: Tensor  # (state, hidden)
-    weight: Tensor  # (state, hidden)
-    bias: Tensor  # (state,)
-    floor: float
-    span: float | None
-
-    def at(self, state: Tensor) -> Tensor:
-        """:math:`g`, ``(..., state)``."""
-        hidden = torch.nn.functional.softplus(torch.addcmul(self.shift, state.unsqueeze(-1), self.slope))
-        raw = torch.linalg.vecdot(hidden, self.weight) + self.bias
-        if self.span is None:
-            return self.floor + torch.nn.functional.softplus(raw)
-        return self.floor + self.span * torch.sigmoid(raw)
+__all__ = ["EulerPathDraw", "euler_network_path", "euler_network_path_reference"]
 
 
 class EulerPathDraw(NamedTuple):
@@ -163,19 +135,20 @@ class _EulerNetworkPath(torch.autograd.Function):
         gap = _time_major(gaps, shape[:-2]) if gaps.dim() > 2 else gaps.unsqueeze(-1)  # (steps, rows or 1, 1)
         widths = [first.shape[0], *(weight.shape[0] for weight in rest[:-2:2])]
         hidden = [epsilon.new_empty(steps, rows, width) for width in widths]
-        hidden[0].copy_(parts.given.expand(shape[:-1] + (widths[0],)).reshape(rows, steps, -1).transpose(0, 1))
-        states, locs, scales = (torch.empty_like(epsilon) for _ in range(3))
-        root, field = gap.sqrt(), _Field(parts.diffusion, how)
+        given = parts.given.expand(shape[:-1] + (widths[0],)).movedim(-2, 0)
+        states, locs, scales, above = (torch.empty_like(epsilon) for _ in range(4))
+        root, field = gap.sqrt(), ScaleAlongPath(parts.diffusion, how)
         state = parts.start.expand(shape[:-2] + (n,)).reshape(rows, n)
         for k in range(steps):
+            hidden[0][k].view(given.shape[1:]).copy_(given[k])
             softplus_(hidden[0][k].addmm_(state, first.t()))
             for i, (weight, bias) in enumerate(zip(rest[:-2:2], rest[1:-2:2], strict=True)):
                 softplus_(torch.addmm(bias, hidden[i][k], weight.t(), out=hidden[i + 1][k]))
             drift = torch.addmm(rest[-1], hidden[-1][k], rest[-2].t())
             torch.addcmul(state, drift, gap[k], out=locs[k])
-            torch.mul(field.scale(state), root[k], out=scales[k])
+            torch.mul(above[k].copy_(field.above(state)) + field.floor, root[k], out=scales[k])
             state = torch.addcmul(locs[k], scales[k], epsilon[k], out=states[k])
-        ctx.save_for_backward(*tensors, epsilon, gap, states, scales, *hidden)
+        ctx.save_for_backward(*tensors, epsilon, gap, states, scales, above, *hidden)
         ctx.sizes = depth, how, len(tensors)
         return tuple(part.transpose(0, 1).reshape(shape) for part in (states, locs, scales))
 
@@ -186,47 +159,73 @@ class _EulerNetworkPath(torch.autograd.Function):
         tensors, parts = saved[:count], _Layers.of(depth, saved[:count])
         if torch.is_grad_enabled():
             return (None, None, *composite_backward(_plain(depth, how), tensors, ctx.needs_input_grad[2:], grads))
-        epsilon, gap, states, scales = saved[count : count + 4]
-        hidden = saved[count + 4 :]
+        epsilon, gap, states, scales, above = saved[count : count + 5]
+        hidden = saved[count + 5 :]
         shape, (first, *rest) = parts.noise.shape, parts.network
         steps, rows, n = epsilon.shape
         grad_states, grad_locs, grad_scales = (_time_major(grad, shape[:-2]) for grad in grads)
         start = parts.start.expand(shape[:-2] + (n,)).reshape(1, rows, n)
         before = torch.cat([start, states[:-1]])
-        field = _Field(parts.diffusion, how)
+        field = ScaleAlongPath(parts.diffusion, how)
         field.start_sums()
         root = gap.sqrt()
-        grad_hidden = [torch.empty_like(h) for h in hidden]
-        grad_drift, grad_noise = torch.empty_like(epsilon), torch.empty_like(epsilon)
+        grad_given, grad_noise = torch.empty_like(hidden[0]), torch.empty_like(epsilon)
         grad_state = grad_states[-1]
-        for k in range(steps - 1, -1, -1):
-            torch.mul(grad_state, scales[k], out=grad_noise[k])
-            grad_g = torch.addcmul(grad_scales[k], grad_state, epsilon[k]).mul_(root[k])
-            grad_state = grad_state + grad_locs[k]
-            torch.mul(grad_state, gap[k], out=grad_drift[k])
-            torch.mm(grad_drift[k], rest[-2], out=grad_hidden[-1][k])
-            for i in range(len(hidden) - 1, 0, -1):
-                torch.mm(through_softplus_(grad_hidden[i][k], hidden[i][k]), rest[2 * i - 2], out=grad_hidden[i - 1][k])
-            through_softplus_(grad_hidden[0][k], hidden[0][k])
-            grad_state = torch.addmm(grad_state, grad_hidden[0][k], first)
-            field.pull(grad_state, grad_g, before[k])
-            if k:
-                grad_state = grad_state.add_(grad_states[k - 1])
-        pulled = [*grad_hidden, grad_drift]
-        grad_given = pulled[0].transpose(0, 1).reshape(shape[:-1] + (-1,)).sum_to_size(parts.given.shape)
-        weights = [_product(pulled[0], before)]
-        for i in range(1, len(pulled)):
-            weights += [_product(pulled[i], hidden[i - 1]), pulled[i].sum((0, 1))]
+        weights = _WeightGradients(parts.network)
+        span = max(
+            1, _ROWS // rows
+        )  # steps whose weight gradients are one product: large enough, and still in the cache
+        for end in range(steps, 0, -span):
+            begin = max(0, end - span)
+            grad_drift = epsilon.new_empty(end - begin, rows, n)
+            pulled = [grad_given[begin:end], *(torch.empty_like(h[begin:end]) for h in hidden[1:])]
+            for k in range(end - 1, begin - 1, -1):
+                j = k - begin
+                torch.mul(grad_state, scales[k], out=grad_noise[k])
+                grad_g = torch.addcmul(grad_scales[k], grad_state, epsilon[k]).mul_(root[k])
+                grad_state = grad_state + grad_locs[k]
+                torch.mul(grad_state, gap[k], out=grad_drift[j])
+                torch.mm(grad_drift[j], rest[-2], out=pulled[-1][j])
+                for i in range(len(hidden) - 1, 0, -1):
+                    torch.mm(through_softplus_(pulled[i][j], hidden[i][k]), rest[2 * i - 2], out=pulled[i - 1][j])
+                through_softplus_(pulled[0][j], hidden[0][k])
+                grad_state = torch.addmm(grad_state, pulled[0][j], first)
+                field.pull(grad_state, grad_g, before[k], above[k])
+                if k:
+                    grad_state = grad_state.add_(grad_states[k - 1])
+            seen = [before[begin:end], *(h[begin:end] for h in hidden)]
+            weights.add([*pulled, grad_drift], seen)
+        lead = shape[:-2]
         return (
             None,
             None,
             grad_noise.transpose(0, 1).reshape(shape),
-            grad_state.reshape(shape[:-2] + (n,)).sum_to_size(parts.start.shape),
-            grad_given,
+            grad_state.reshape(lead + (n,)).sum_to_size(parts.start.shape),
+            grad_given.view((steps, *lead, -1)).movedim(0, -2).sum_to_size(parts.given.shape),
             None,
-            *weights,
+            *weights.sums,
             *field.gradients(),
         )
+
+
+_ROWS = 1024
+
+
+class _WeightGradients:
+    """Sums over steps of what the weights and biases of a network get."""
+
+    def __init__(self, network: Sequence[Tensor]) -> None:
+        self.sums = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in network]
+
+    def add(self, grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+        """What some steps ``(steps, rows, width)`` add: gradients of each layer's result before its softplus, and what
+        the layer saw.
+        """
+        for i, (grad, seen) in enumerate(zip(grads, inputs, strict=True)):
+            grad = grad.flatten(0, 1)
+            self.sums[max(0, 2 * i - 1)].addmm_(grad.t(), seen.flatten(0, 1))
+            if i:  # the first layer's bias is in what was given
+                self.sums[2 * i].add_(grad.sum(0))
 
 
 def _plain(depth: int, how: tuple[float, float | None]) -> Any:
@@ -241,75 +240,6 @@ def _plain(depth: int, how: tuple[float, float | None]) -> Any:
     return run
 
 
-class _Field:
-    """The scales along a path, and their gradient; hidden units are computed again for it, which costs less than their
-    memory.
-    """
-
-    def __init__(self, tensors: tuple[Tensor, ...], how: tuple[float, float | None]) -> None:
-        self.constant = len(tensors) == 1
-        self.tensors, (self.floor, self.span) = tensors, how
-        if self.constant:
-            return
-        slope, shift, weight, self.bias = tensors
-        # networks side by side as products with block-diagonal matrices
-        self.spread, self.shift, self.gather = block_rows(slope), shift.flatten(), block_rows(weight)
-
-    def scale(self, state: Tensor) -> Tensor:
-        """g at states ``(rows, state)``."""
-        if self.constant:
-            return self.tensors[0].expand(state.shape)
-        raw = self._raw(self._hidden(state))
-        if self.span is None:
-            return softplus_(raw).add_(self.floor)
-        return raw.sigmoid_().mul_(self.span).add_(self.floor)
-
-    def _hidden(self, state: Tensor) -> Tensor:
-        return softplus_(torch.addmm(self.shift, state, self.spread))
-
-    def _raw(self, hidden: Tensor) -> Tensor:
-        return torch.addmm(self.bias, hidden, self.gather.t())
-
-    def pull(self, grad_state: Tensor, grad: Tensor, state: Tensor) -> None:
-        """Add to the gradient of the state what comes through g, and gather what the parameters get."""
-        if self.constant:
-            self.sums[0].add_(grad.sum(0))
-            return
-        hidden = self._hidden(state)
-        slope = self._raw(hidden).sigmoid_()
-        grad = grad.mul_(slope if self.span is None else slope.mul_(1 - slope).mul_(self.span))
-        self.sums[3].add_(grad.sum(0))
-        self.sums[2].addmm_(grad.t(), hidden)
-        grad_hidden = through_softplus_(grad @ self.gather, hidden)
-        self.sums[0].addmm_(state.t(), grad_hidden)
-        self.sums[1].add_(grad_hidden.sum(0))
-        grad_state.addmm_(grad_hidden, self.spread.t())
-
-    def start_sums(self) -> None:
-        """Zeros for what :meth:`pull` gathers."""
-        if self.constant:
-            self.sums = [self.tensors[0].new_zeros(self.tensors[0].shape)]
-        else:
-            self.sums = [torch.zeros_like(x) for x in (self.spread, self.shift, self.gather, self.bias)]
-
-    def gradients(self) -> tuple[Tensor, ...]:
-        """Of the tensors of the diffusion."""
-        if self.constant:
-            return tuple(self.sums)
-        slope, shift, weight, bias = self.sums
-        shape = self.tensors[0].shape
-        return _diagonal(slope, shape), shift.reshape(shape), _diagonal(weight, shape), bias
-
-
-def _diagonal(blocks: Tensor, shape: torch.Size) -> Tensor:
-    """The diagonal blocks of ``(n, n * hidden)``, as rows."""
-    return blocks.reshape(shape[:1] + shape).diagonal(dim1=0, dim2=1).t()
-
-
 def _time_major(x: Tensor, lead: torch.Size) -> Tensor:
     """``(*batch, time, width)`` to ``(time, rows, width)``."""
     return x.expand(lead + x.shape[-2:]).reshape((-1,) + x.shape[-2:]).transpose(0, 1).contiguous()
-
-
-def _product(grad: Tensor, x: Tensor) -> Tensor:
-    return grad.flatten(0, 1).t() @ x.flatten(0, 1)

@@ -11,7 +11,7 @@ from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.composite import transformed
 from pyro_ssm.ops.kalman import HALF_LOG_2PI
 
-__all__ = ["affine_draw", "affine_draw_reference", "normal_density", "normal_density_reference", "operands"]
+__all__ = ["affine_draw", "affine_draw_reference", "normal_density", "normal_density_reference", "operands", "part"]
 
 
 def affine_draw(state: Tensor, matrix: Tensor, offset: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def normal_density(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     shape = shape if shape.numel() >= value.numel() else value.shape
     if len(shape) < max(3, value.dim(), loc.dim(), scale.dim()) or shape[-2] != 1:
         return normal_density_reference(value, loc, scale)
-    parts = (_part(value, shape), _part(loc, shape), _part(scale, shape))
+    parts = (part(value, shape), part(loc, shape), part(scale, shape))
     if None in parts or (scale.dtype is torch.float64 and parts[2][1]):  # torch has the faster double logarithm
         return normal_density_reference(value, loc, scale)
     n, dim = shape[0], shape[-1]
@@ -124,12 +124,18 @@ def operands(value: Tensor, loc: Tensor, scale: Tensor, lead: torch.Size) -> Any
     if _functions(value, loc, scale) is None:
         return None
     shape = lead + (1,) + value.shape[-1:]
-    parts = (_part(value, shape), _part(loc, shape), _part(scale, shape))
+    parts = (part(value, shape), part(loc, shape), part(scale, shape))
     return None if None in parts else (parts, shape[-1])
 
 
-def _part(x: Tensor, shape: torch.Size) -> tuple[Tensor, int] | None:
-    """x and 1 if it has a number for each of ``shape``; one row for all of dim 0, and 0; None if neither holds."""
+def part(x: Tensor, shape: torch.Size) -> tuple[Tensor, int] | None:
+    """x and 1 if it has a number for each of ``shape``; one row for all of dim 0, and 0; None if neither holds.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.gaussian_particles import part
+    >>> part(torch.ones(1), torch.Size([100, 3, 1, 1]))[0].shape
+    torch.Size([1, 3, 1, 1])
+    """
     if x.shape == shape:
         return x, 1
     if x.dim() == len(shape) and x.shape[0] != 1:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops.linalg import solve_lower, tria
+from pyro_ssm.ops.reading import may_read
 
 __all__ = [
     "FilterSteps",
@@ -27,6 +28,7 @@ __all__ = [
     "kalman_filter_reference",
     "predict",
     "update",
+    "without_hidden_rows",
 ]
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -144,8 +146,21 @@ def hide_rows(mask: Tensor, y: Tensor, H: Tensor, d: Tensor, R: Tensor) -> tuple
     tensor([[1., 0.],
             [0., 5.]])
     """
-    if bool(mask.all()):
+    if may_read() and bool(mask.all()):
         return y, H, d, R
+    return without_hidden_rows(mask, y, H, d, R)
+
+
+def without_hidden_rows(
+    mask: Tensor, y: Tensor, H: Tensor, d: Tensor, R: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`hide_rows` without a look at the mask, which costs a wait for a GPU.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.kalman import without_hidden_rows
+    >>> without_hidden_rows(torch.tensor([False]), torch.ones(1), torch.ones(1, 1), torch.ones(1), 2 * torch.ones(1, 1))
+    (tensor([0.]), tensor([[0.]]), tensor([0.]), tensor([[1.]]))
+    """
     seen = mask.unsqueeze(-1)
     zero = torch.zeros((), dtype=R.dtype, device=R.device)
     fill = torch.diag_embed((~mask).to(R.dtype))

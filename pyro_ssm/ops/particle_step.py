@@ -1,9 +1,8 @@
-"""The compiled step of a filter whose particles move by an affine Gaussian law: weigh, resample, move in one call."""
+"""The compiled step of a filter whose particles move by diagonal normal laws: weigh, resample, move in one call."""
 
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import Any
 
 import torch
@@ -13,10 +12,11 @@ from pyro_ssm.ops.compiled import library
 
 __all__ = ["ParticleStep", "StepMemory", "particle_step_of"]
 
-_SPARE = 4  # SPARE of csrc/resampling.h
-_NAMES = """k n series dim log_weights weights pending total ess potential value density_loc
-density_scale value_whole loc_whole scale_whole obs_dim densities active always least_ess resampling uniforms alive
-resampled ancestors state noise matrix offset scale own moved"""
+_SPARE = 8  # SPARE of csrc/resampling.h
+_NAMES = """k n series dim fresh log_weights weights pending total ess potential value density_loc
+density_scale value_whole loc_whole scale_whole obs_dim densities active kept_log_weights kept_ancestors always
+least_ess resampling uniforms drawn alive resampled ancestors state noise mean matrix offset scale own each_scale moved
+seed uniform_seed parallel_for"""
 
 
 class ParticleStep(ctypes.Structure):
@@ -37,22 +37,24 @@ class StepMemory:
         num_times: steps of the run.
         shape: ``(N, *batch)``.
         state: ``(..., n)``, shows the size and the dtype of states.
+        rows: how many uniforms a series needs.
 
     >>> import torch
     >>> from pyro_ssm.ops.particle_step import StepMemory
-    >>> StepMemory(3, torch.Size([4, 2]), torch.zeros(4, 2, 1)).log_weights.exp()[0]
-    tensor([0.2500, 0.2500])
+    >>> StepMemory(3, torch.Size([4, 2]), torch.zeros(4, 2, 1), 1).total.shape
+    torch.Size([3, 2])
     """
 
-    def __init__(self, num_times: int, shape: torch.Size, state: Tensor) -> None:
+    def __init__(self, num_times: int, shape: torch.Size, state: Tensor, rows: int) -> None:
         num, batch = shape[0], shape[1:]
-        self.log_weights = state.new_full(shape, -math.log(num))
+        self.log_weights = state.new_empty(shape)  # equal ones are not written
         self._weights, self._pending = state.new_empty(shape), state.new_zeros((2, *batch))
+        self._drawn = torch.empty((rows, *batch), dtype=torch.float64)
         self.total, self.ess = state.new_empty((2, num_times, *batch)).unbind(0)  # (time, *batch)
         self.resampled = torch.zeros((num_times, *batch), dtype=torch.bool)
-        self._densities = state.new_empty(shape)
+        self._densities = state.new_empty(shape.numel() + _SPARE)
         self._ancestors = torch.empty(shape.numel() + _SPARE, dtype=torch.int32)
-        self.struct = ParticleStep(n=num, series=batch.numel(), dim=state.shape[-1])
+        self.struct = ParticleStep(n=num, series=batch.numel(), dim=state.shape[-1], fresh=1)
         for name, x in (
             ("log_weights", self.log_weights),
             ("weights", self._weights),
@@ -61,9 +63,18 @@ class StepMemory:
             ("ess", self.ess),
             ("resampled", self.resampled),
             ("densities", self._densities),
+            ("drawn", self._drawn),
             ("ancestors", self._ancestors),
         ):
             setattr(self.struct, name, x.data_ptr())
+
+    def draws(self, dtype: torch.dtype) -> bool:
+        """Have the steps draw their own numbers, from two of torch's global generator, if they can: float32 normals."""
+        if dtype is not torch.float32:
+            return False
+        self.struct.seed, self.struct.uniform_seed = torch.randint(-(2**63), 2**63 - 1, (2,)).tolist()
+        self.struct.parallel_for = library().parallel_for if torch.get_num_threads() > 1 else 0
+        return True
 
 
 def particle_step_of(dtype: torch.dtype) -> Any:

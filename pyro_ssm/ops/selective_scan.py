@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_ssm.ops.diagonal_scan import check_steps
+from pyro_ssm.ops.discretise import discretise
 from pyro_ssm.ops.scan_arguments import check_shape, check_together, untimed
-from pyro_ssm.ops.selective_kernel import SELECTIVE_SCAN
+from pyro_ssm.ops.selective_kernel import SELECTIVE_SCAN, rule_of
 
 __all__ = ["selective_scan", "selective_scan_reference"]
 
@@ -28,6 +29,7 @@ def selective_scan_reference(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     initial: Tensor | None = None,
+    method: str = "euler",
 ) -> tuple[Tensor, Tensor]:
     """:func:`selective_scan` as a plain loop.
 
@@ -46,8 +48,9 @@ def selective_scan_reference(
     for t in range(u.shape[-2]):
         if reset is not None:
             h = torch.where(reset[..., t, None, None], 0.0, h)
-        a = torch.exp(dt[..., t, :, None] * A)
-        new = a * h + (dt[..., t, :] * u[..., t, :]).unsqueeze(-1) * B[..., t, None, :]
+        step = dt[..., t, :, None]
+        a, w = discretise(step * A, step, method)
+        new = a * h + w * u[..., t, :, None] * B[..., t, None, :]
         y = (new * C[..., t, None, :]).sum(-1)
         y = y if D is None else y + u[..., t, :] * D.reshape(D.shape[-1])
         y = y if z is None else y * F.silu(z[..., t, :])
@@ -74,12 +77,13 @@ def selective_scan(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     initial: Tensor | None = None,
+    method: str = "euler",
 ) -> tuple[Tensor, Tensor]:
     """A diagonal state space whose step, input and output maps depend on the input.
 
     .. math::
         \\Delta_t &= \\text{gap}_t \\operatorname{softplus}(dt_t + \\text{bias}), \\qquad
-        h_t = e^{\\Delta_t A} \\odot h_{t-1} + \\Delta_t u_t B_t, \\\\
+        h_t = a(\\Delta_t A) \\odot h_{t-1} + \\Delta_t u_t\\, w(\\Delta_t A) \\odot B_t, \\\\
         y_t &= (C_t h_t + D u_t) \\odot \\operatorname{silu}(z_t)
 
     Args:
@@ -96,6 +100,9 @@ def selective_scan(
             and what its arguments hold (NaN included) changes nothing.
         reset: bool ``(..., time)``; where True the state before the step counts as zero (a packed sequence begins).
         initial: the state before the first step ``(..., D, N)``, zero by default.
+        method: how a step of :math:`\\dot h = A h + B u` is made of :math:`x = \\Delta A`. ``"euler"``, Mamba's:
+            :math:`a = e^x, w = 1`. ``"zoh"``, the input holds over the step: :math:`a = e^x, w = (e^x - 1) / x`.
+            ``"bilinear"``: :math:`a = (1 + x/2) / (1 - x/2), w = 1 / (1 - x/2)`.
 
     Returns:
         ``(y, final)``: ``(..., time, D)`` and the final state ``(..., D, N)``, both differentiable. Leading dims
@@ -103,12 +110,13 @@ def selective_scan(
 
     On a CPU one compiled kernel does it all: no tensor of ``time * D * N`` exists; for the backward pass the state
     before every 16th step is kept, and the others are computed again. Where the library is not there, torch does it
-    in chunks, to the same effect. Second derivatives (``create_graph``), forward mode and the transforms of
+    in chunks, to the same effect (on a GPU also for the methods other than ``"euler"``, which have no kernel there).
+    Second derivatives (``create_graph``), forward mode and the transforms of
     ``torch.func`` go through torch and are exact. float16 and bfloat16 are computed in float32 (``y`` comes back in the
     dtype of ``u``, the state in float32). Results do not depend on the number of threads.
 
     Raises:
-        ValueError: a shape that does not fit.
+        ValueError: a shape that does not fit, or an unknown method.
         TypeError: a mask that is not boolean.
 
     Source: A. Gu, T. Dao (2023), Mamba, section 3 and algorithm 2.
@@ -119,7 +127,8 @@ def selective_scan(
     >>> selective_scan(u, u, -u[:1], u, u)[0].squeeze(-1)
     tensor([1.0000, 1.3679])
     """
-    given = (u, dt, A, B, C, D, z, dt_bias, gap, mask, reset, initial, softplus, 1)
+    rule = rule_of(method)
+    given = (u, dt, A, B, C, D, z, dt_bias, gap, mask, reset, initial, softplus, 1, rule)
     known = SELECTIVE_SCAN.recall(given)
     if known is not None:
         return known
@@ -127,7 +136,7 @@ def selective_scan(
     A = untimed("selective_scan", "A", A, 2)
     D = None if D is None else untimed("selective_scan", "D", D, 1)
     dt_bias = None if dt_bias is None else untimed("selective_scan", "dt_bias", dt_bias, 1)
-    arguments = (u, dt, A, B, C, D, z, dt_bias, gap, mask, reset, initial, softplus, 1)
+    arguments = (u, dt, A, B, C, D, z, dt_bias, gap, mask, reset, initial, softplus, 1, rule)
     y, final = SELECTIVE_SCAN.run(*arguments)
     SELECTIVE_SCAN.remember(given, arguments, y, final)
     return y, final

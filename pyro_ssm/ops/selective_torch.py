@@ -8,9 +8,13 @@ from torch import Tensor
 
 from pyro_ssm.ops.composite import transformed
 from pyro_ssm.ops.diagonal_scan import diagonal_scan
+from pyro_ssm.ops.discretise import discretise
 from pyro_ssm.ops.linear_scan import linear_scan
 
-__all__ = ["selective_composite"]
+__all__ = ["RULES", "selective_composite"]
+
+#: methods of :func:`~pyro_ssm.ops.discretise.discretise`, in the order of csrc/selective_scan.h
+RULES = ("euler", "zoh", "bilinear")
 
 _CHUNK = {"cpu": 16}  # steps, measured; elsewhere:
 _LONG_CHUNK = 64
@@ -32,6 +36,7 @@ def selective_composite(
     initial: Tensor | None,
     softplus: bool,
     groups: int,
+    rule: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """What :func:`~pyro_ssm.ops.selective_scan` and :func:`~pyro_ssm.ops.ssd` share; leading dims broadcast.
 
@@ -46,6 +51,7 @@ def selective_composite(
         initial: ``(..., channels, N)`` or None.
         softplus: whether the step is the softplus of ``dt + bias``.
         groups: of heads that share B and C.
+        rule: which of :data:`RULES` discretises; with several channels a head, or groups, the first alone.
 
     Returns:
         The outputs ``(..., time, channels)`` and the final state ``(..., channels, N)``.
@@ -67,9 +73,9 @@ def selective_composite(
         first = u.new_zeros(channels, n) if initial is None else initial
         rates = (A if A.dim() == 2 else A.unsqueeze(-3)).expand(A.shape[:-2] + (1,) * (A.dim() > 2) + (channels, n))
         if _by_loop(first, u, dt, rates, B, C, reset):
-            y, final = _loop(u, dt, A, B, C, reset, first)
+            y, final = _loop(u, dt, A, B, C, reset, first, rule)
         else:
-            y, final = diagonal_scan(u, dt, rates, B.unsqueeze(-2), C.unsqueeze(-2), first, reset, "euler")
+            y, final = diagonal_scan(u, dt, rates, B.unsqueeze(-2), C.unsqueeze(-2), first, reset, RULES[rule])
     else:
         of_heads = (heads, channels // heads)
         y, final = _by_chunks(
@@ -106,15 +112,19 @@ def _by_loop(*tensors: Tensor | None) -> bool:
 
 
 def _loop(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, reset: Tensor | None, h: Tensor
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, reset: Tensor | None, h: Tensor, rule: int
 ) -> tuple[Tensor, Tensor]:
     """The recurrence as it stands, without a graph."""
-    drive, outputs = dt * u, []
+    drive, outputs = dt * u if rule == 0 else u, []
     for t in range(u.shape[-2]):
         if reset is not None:
             h = h.masked_fill(reset[..., t, None, None], 0.0)
-        decay = torch.mul(dt[..., t, :, None], A).exp_()
-        h = torch.addcmul(decay * h, drive[..., t, :, None], B[..., t, None, :])
+        step = dt[..., t, :, None]
+        if rule == 0:
+            h = torch.addcmul(torch.mul(step, A).exp_() * h, drive[..., t, :, None], B[..., t, None, :])
+        else:
+            decay, weight = discretise(step * A, step, RULES[rule])
+            h = torch.addcmul(decay * h, weight * drive[..., t, :, None], B[..., t, None, :])
         outputs.append((h @ C[..., t, :, None]).squeeze(-1))
     y = torch.stack(outputs, -2)
     return y, h.expand(y.shape[:-2] + h.shape[-2:]).clone()

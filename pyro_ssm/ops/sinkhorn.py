@@ -14,7 +14,13 @@ __all__ = ["transport_plan", "transport_plan_reference"]
 _CHECK = 5  # iterations between looks at the error: a look waits for the device
 
 
-def transport_plan(cost: Tensor, log_weights: Tensor, tolerance: float = 1e-4, max_iterations: int = 1000) -> Tensor:
+def transport_plan(
+    cost: Tensor,
+    log_weights: Tensor,
+    tolerance: float = 1e-4,
+    max_iterations: int = 1000,
+    num_iterations: int | None = None,
+) -> Tensor:
     """The logarithm of the plan that moves weights W to equal weights at least cost, smoothed by its entropy.
 
     .. math::
@@ -30,6 +36,7 @@ def transport_plan(cost: Tensor, log_weights: Tensor, tolerance: float = 1e-4, m
         log_weights: ``(*batch, N)``, of total 1; may be -inf.
         tolerance: largest relative error of a row.
         max_iterations: after which it stops in any case.
+        num_iterations: exactly so many, doublings among them, and no look at the error.
 
     Returns:
         ``(*batch, N, N)``.
@@ -47,7 +54,7 @@ def transport_plan(cost: Tensor, log_weights: Tensor, tolerance: float = 1e-4, m
     >>> plan.sum(0), (3 * plan.sum(1)).round(decimals=4)
     (tensor([0.5000, 0.2500, 0.2500]), tensor([1., 1., 1.]))
     """
-    rows = _Rows.apply(cost, log_weights, tolerance, max_iterations)
+    rows = _Rows.apply(cost, log_weights, tolerance, max_iterations, num_iterations)
     return rows.unsqueeze(-1) + _columns(rows, cost, log_weights).unsqueeze(-2) - cost
 
 
@@ -77,11 +84,34 @@ def _next(rows: Tensor, cost: Tensor, log_weights: Tensor) -> Tensor:
     return -math.log(rows.shape[-1]) - (columns.unsqueeze(-2) - cost).logsumexp(-1)
 
 
+def _blind(cost: Tensor, log_weights: Tensor, num_iterations: int) -> Tensor:
+    """f after iterations on costs of at most 1, then of twice that, and so on to their full size."""
+    largest = cost.amax((-2, -1)).clamp(min=1)
+    unit = torch.where(largest.isfinite(), largest, torch.ones_like(largest))
+    rows = torch.zeros_like(log_weights)
+    for _ in range(num_iterations):
+        rows = _next(rows, cost / unit[..., None, None], log_weights)
+        smaller = (unit / 2).clamp(min=1)
+        rows, unit = rows * (unit / smaller).unsqueeze(-1), smaller
+    return rows
+
+
 class _Rows(Function):
     """The fixed point f = next(f), up to a constant, which the plan does not see."""
 
     @staticmethod
-    def forward(ctx: Any, cost: Tensor, log_weights: Tensor, tolerance: float, max_iterations: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        cost: Tensor,
+        log_weights: Tensor,
+        tolerance: float,
+        max_iterations: int,
+        num_iterations: int | None,
+    ) -> Tensor:
+        if num_iterations is not None:
+            rows = _blind(cost, log_weights, num_iterations)
+            ctx.save_for_backward(cost, log_weights, rows)
+            return rows
         rows = torch.zeros_like(log_weights)
         largest = float(cost.detach().amax()) if cost.numel() else 0.0
         doublings = math.ceil(math.log2(largest)) if 1 < largest < math.inf else 0
@@ -96,7 +126,7 @@ class _Rows(Function):
         return rows
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """df = (I - J)^-1 (partial next), J = A B^T with A, B stochastic: solve for the adjoint, then its partials.
 
         The gradient is orthogonal to 1, the direction that f is free in, and so is the adjoint. Plain operations of
@@ -112,4 +142,4 @@ class _Rows(Function):
         adjoint = torch.linalg.solve(system, centred.unsqueeze(-1)).squeeze(-1)
         by_cost = adjoint.unsqueeze(-1) * by_row
         of_columns = -by_cost.sum(-2)
-        return by_cost + by_column * of_columns.unsqueeze(-2), of_columns, None, None
+        return by_cost + by_column * of_columns.unsqueeze(-2), of_columns, None, None, None

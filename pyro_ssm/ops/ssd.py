@@ -98,7 +98,7 @@ def ssd(
     >>> ssd(x, x[..., 0], torch.tensor([-1.0]), x, x)[0].flatten()
     tensor([1.0000, 1.3679])
     """
-    given = (x, dt, A, B, C, D, mask, reset, initial, False, None)
+    given = (x, dt, A, B, C, D, mask, reset, initial, False, None, 0)
     known = SELECTIVE_SCAN.recall(given)
     if known is not None:
         return known
@@ -108,7 +108,7 @@ def ssd(
     groups, heads = B.shape[-2], x.shape[-2:]
     first = None if initial is None else initial.flatten(-3, -2)
     u, rates, B, C = x.flatten(-2), A.unsqueeze(-1), B.flatten(-2), C.flatten(-2)
-    arguments = (u, dt, rates, B, C, D, None, None, None, mask, reset, first, False, groups)
+    arguments = (u, dt, rates, B, C, D, None, None, None, mask, reset, first, False, groups, 0)
     y, final = SELECTIVE_SCAN.run(*arguments)
     y, final = y.unflatten(-1, heads), final.unflatten(-2, heads)
     SELECTIVE_SCAN.remember(given, arguments, y, final)

@@ -62,11 +62,10 @@ def normalise(log_weights: Tensor, log_factor: Tensor | None = None) -> Normalis
         and log_weights.is_contiguous()
     ):
         log_weights, log_factor = log_weights + log_factor, None
-    suffix = _SUFFIX.get(log_weights.dtype)
-    if suffix is None or not log_weights.is_cpu or not _plain(log_weights, log_factor):
+    suffix, functions = _SUFFIX.get(log_weights.dtype), library().functions
+    if functions is None or suffix is None or not log_weights.is_cpu or not log_weights.numel():
         return normalise_reference(log_weights, log_factor)
-    functions = library().functions
-    if functions is None or not log_weights.numel():
+    if not _plain(log_weights, log_factor):
         return normalise_reference(log_weights, log_factor)
     a, shape = log_weights.contiguous(), log_weights.shape
     new_log_weights, weights = torch.empty_like(a), torch.empty_like(a)

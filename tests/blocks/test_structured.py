@@ -23,7 +23,7 @@ from pyro_ssm.blocks import (
     RecurrentEncoder,
     ResidualStack,
 )
-from pyro_ssm.ops.dplr import dplr_matrices
+from pyro_ssm.ops.dplr_step import dplr_matrices
 
 F = 4  # features
 STEPS = {"step_range": (0.05, 0.5)}

@@ -10,6 +10,7 @@ from pyro_ssm.data import available, load
     [
         ("co2", (2284, 1), 59, "1958-03-29", "2001-12-29", 316.1),
         ("elnino", (732, 1), 0, "1950-01-01", "2010-12-01", 23.11),
+        ("lynx_hare", (21, 2), 0, "1900-01-01", "1920-01-01", 30.0),
         ("macrodata", (203, 12), 0, "1959-01-01", "2009-07-01", 2710.349),
         ("nile", (100, 1), 0, "1871-01-01", "1970-01-01", 1120.0),
         ("sunspots", (309, 1), 0, "1700-01-01", "2008-01-01", 5.0),
@@ -49,7 +50,16 @@ def test_flow_of_the_nile():
     assert float(load("nile", dtype=torch.float64).values.mean()) == pytest.approx(919.35, abs=1e-9)
 
 
+def test_pelts_of_hares_and_lynx():
+    """Sums, and sums weighted by the year, of the published table: a wrong digit or a swap of two years would show."""
+    pelts = load("lynx_hare", dtype=torch.float64)
+    assert pelts.coords["obs"].tolist() == ["hare", "lynx"]
+    assert pelts.values.sum(0).tolist() == pytest.approx([715.7, 423.5], abs=1e-9)
+    assert (pelts.times @ pelts.values).tolist() == pytest.approx([6122.8, 4182.4], abs=1e-9)
+    assert pelts.values.argmax(0).tolist() == [3, 4]  # the lynx follow the hares
+
+
 def test_unknown_name():
-    assert available() == ["co2", "elnino", "macrodata", "nile", "sunspots"]
+    assert available() == ["co2", "elnino", "lynx_hare", "macrodata", "nile", "sunspots"]
     with pytest.raises(ValueError, match="`name` is 'airline', but the bundled series are co2, elnino"):
         load("airline")

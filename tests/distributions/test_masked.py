@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pyro_ssm.distributions import masked
+from pyro_ssm.ops.reading import no_reading
 
 NAN = float("nan")
 
@@ -194,3 +195,32 @@ def test_float32_stays_float32_and_integers_are_taken():
     )
     counts = masked(dist.Poisson(torch.ones(3, 2)).to_event(1), mask).log_prob(torch.ones(3, 2, dtype=torch.long))
     torch.testing.assert_close(counts, torch.full((3,), -2.0))
+
+
+@pytest.mark.parametrize(
+    "law, y",
+    [
+        (dist.MultivariateNormal(torch.zeros(4, 3), scale_tril=torch.eye(3) + torch.ones(3, 3).tril()), torch.randn),
+        (dist.Normal(torch.zeros(4, 3), 2.0).to_event(1), torch.randn),
+        (dist.Dirichlet(torch.ones(4, 3) + 1), lambda *shape: torch.rand(*shape).softmax(-1)),
+    ],
+    ids=["multivariate", "independent", "Dirichlet"],
+)
+def test_one_column_of_a_mask_stands_for_all(law, y):
+    y, seen = y(4, 3), torch.tensor([True, False, True, False]).unsqueeze(-1)
+    found, wanted = (masked(law, mask).log_prob(y) for mask in (seen, seen.expand(4, 3)))
+    assert torch.equal(found, wanted) and (found[1::2] == 0).all() and (found[::2] != 0).all()
+
+
+def test_without_a_look_at_numbers():
+    """The same densities; a covariance without a root gives NaN where an error would need a look."""
+    good, bad = 0.5 + torch.eye(2), 2 - torch.eye(2)
+    law = dist.MultivariateNormal(torch.zeros(2, 2), torch.stack([good, good]))
+    seen, y = torch.tensor([[True, True], [False, True]]), torch.ones(2, 2)
+    wanted = masked(law, seen).log_prob(y)
+    law.covariance_matrix = torch.stack([bad, good])
+    with pytest.raises(RuntimeError, match="positive-definite"):
+        masked(law, seen).log_prob(y)
+    with no_reading():
+        found = masked(law, seen).log_prob(y)
+    assert found[0].isnan() and found[1] == wanted[1]

@@ -37,9 +37,15 @@ def test_inverse_and_derivatives(skew, log_tail):
     torch.testing.assert_close(move.score(x), score)
 
 
-def test_far_out_it_stays_finite():
+def test_far_out_it_is_the_exact_value():
+    """With a tail of 1, F' = s (cosh a + x sinh a / sqrt(1 + x^2)): s e^{-a} and s e^a far out."""
     move = made(2.0, 0.0)
     x = torch.tensor([-300.0, 0.0, 300.0], dtype=D)
-    assert torch.isfinite(move.log_abs_det_jacobian(x, None)).all()
+    a = torch.tensor(2.0, dtype=D)
+    wanted = -0.5 + (a.cosh() + a.sinh() * x / (1 + x.square()).sqrt()).log()
+    torch.testing.assert_close(move.log_abs_det_jacobian(x, None), wanted, rtol=1e-9, atol=0)
+    far = torch.tensor([-1e6, 1e150, 1e6], dtype=D)
+    wanted = -0.5 + torch.stack([-a, a, a])
+    torch.testing.assert_close(move.log_abs_det_jacobian(far, None), wanted, rtol=1e-9, atol=0)
     torch.testing.assert_close(move.inv(move(x)), x)
     assert move == move and move != made(2.0, 0.0)

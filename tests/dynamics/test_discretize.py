@@ -12,7 +12,6 @@ from pyro_ssm.dynamics import (
     LinearDrift,
     LinearSDE,
     MLPDrift,
-    NeuralODE,
     NeuralSDE,
     NormalInitial,
     OrnsteinUhlenbeck,
@@ -189,10 +188,6 @@ def test_what_does_not_go_together_is_refused():
         ("one step a gap", lambda: discretize(nonlinear, "local_linearisation", substeps=2)),
         ("belong to ODE fields", lambda: discretize(nonlinear, noise_floor=0.1)),
         ("`state_dim` is needed", lambda: discretize(lambda t, z, u: z, "rk4")),
-        (
-            "times of observation are part of its likelihood",
-            lambda: discretize(NeuralODE(MLPDrift(1), log_intensity=lambda t, z, u: z), "flow"),
-        ),
         ("must not be negative", lambda: discretize(MLPDrift(1), "rk4", noise_floor=-1.0)),
         ("`method` must be one of", lambda: discretize(nonlinear, "rk4")),
     ]:

@@ -7,9 +7,11 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_ssm.binding import bind, parameter_names
+from pyro_ssm.blocks._conditioning import _SHORTEST_GAP
 from pyro_ssm.components import AffineGaussian, Gaussian
 from pyro_ssm.dynamics import FunctionTransition, GatedTransition, MLPTransition
 from tests.blocks.component_checks import STEPS, TIMES
+from tests.slopes import assert_slope
 
 GAPS = (TIMES[1:] - TIMES[:-1]).float().unsqueeze(-1)
 
@@ -63,11 +65,15 @@ def test_gap_enters_only_when_asked():
             assert torch.equal(law.variance[0], law.variance[1]) != uses_gap
 
 
-def test_a_gap_of_zero_stays_finite():
-    transition = MLPTransition(2, 8, uses_gap=True)
-    law = bind(transition)(torch.zeros(1, 2), TIMES[:1], TIMES[:1], None)
-    law.log_prob(torch.zeros(1, 2)).sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in transition.parameters())
+def test_a_gap_of_zero_is_the_shortest_gap():
+    transition = MLPTransition(2, 8, uses_gap=True).double()
+    z = torch.zeros(1, 2, dtype=torch.float64)
+    short = torch.full((1,), _SHORTEST_GAP, dtype=torch.float64)
+    start = torch.zeros(1, dtype=torch.float64)
+    none, least = (bind(transition)(z, start, end, None) for end in (start, short))
+    assert torch.equal(none.mean, least.mean) and torch.equal(none.variance, least.variance)
+    loss = lambda: bind(transition)(z, start, start, None).log_prob(z + 0.1).sum()  # noqa: E731
+    assert_slope(loss, list(transition.parameters()))
 
 
 class Pendulum(PyroModule):

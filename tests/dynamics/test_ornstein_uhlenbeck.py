@@ -133,12 +133,17 @@ def test_stationary_start_shares_its_parameters_in_a_model():
     pyro.clear_param_store()
 
 
-def test_short_and_zero_gaps_stay_finite():
-    component = OrnsteinUhlenbeck(1)
-    law = bind(component)(torch.zeros(3, 1), *at(0.0, 0.0, 1e-9, 1e9), None)
-    law.log_prob(torch.zeros(3, 1)).sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in component.parameters())
-    torch.testing.assert_close(law.variance[1], torch.tensor([1e-9]))
+def test_gradients_over_short_long_and_no_gaps():
+    """At its mean the log density is -log s: s^2 is q^2 gap (short), q^2 / 2r (long), or constant (none)."""
+    rate, level, diffusion = (torch.full((1,), x).requires_grad_() for x in (1.6, 0.0, 0.5))
+    bound = bind(OrnsteinUhlenbeck(1), {"rate": rate, "mean": level, "diffusion": diffusion})
+    law = bound(torch.zeros(3, 1), *at(0.0, 0.0, 1e-9, 1e9), None)
+    torch.testing.assert_close(law.variance[1:, 0], torch.tensor([0.25e-9, 0.25 / 3.2]))
+    terms = law.log_prob(torch.zeros(3, 1))
+    wanted = {0: (0.0, 0.0, 0.0), 1: (0.0, 0.0, -1 / 0.5), 2: (0.5 / 1.6, 0.0, -1 / 0.5)}
+    for k, slopes in wanted.items():
+        found = torch.autograd.grad(terms[k], (rate, level, diffusion), retain_graph=True)
+        torch.testing.assert_close(torch.cat(found), torch.tensor(slopes), rtol=1e-5, atol=1e-6)
 
 
 def test_gradient_of_the_law():

@@ -114,7 +114,22 @@ def test_any_guide_over_parameters_is_taken(auto, data):
     guide = Structured(model, 8, parameters=inner)
     traced = poutine.trace(guide).get_trace(data)
     assert {"transition.rate", "emission.offset", "z"} <= set(traced.nodes)
-    assert torch.isfinite(torch.tensor(Trace_ELBO().loss(model, guide, data)))
+    # the path is drawn from the guide whose model has the values that were drawn
+    values = {name: traced.nodes[name]["value"] for name in ("transition.rate", "emission.offset")}
+    alone = guide.path(data, model.bind(values)).log_prob(traced.nodes["z"]["value"])
+    traced.compute_log_prob()
+    torch.testing.assert_close(traced.nodes["z"]["log_prob"], alone)
+    # and the bound is what the two programs say of that draw
+    pyro.set_rng_seed(4)
+    loss = Trace_ELBO().loss(model, guide, data)
+    pyro.set_rng_seed(4)
+    traced = poutine.trace(guide).get_trace(data)
+    replayed = poutine.trace(poutine.replay(model, traced)).get_trace(data)
+    path = path_law(model.bind({name: traced.nodes[name]["value"] for name in values}), data)
+    wanted = path.log_prob(traced.nodes["z"]["value"]).sum()
+    replayed.compute_log_prob()
+    torch.testing.assert_close(replayed.nodes["z"]["log_prob"].sum(), wanted)
+    assert loss == pytest.approx(float((traced.log_prob_sum() - replayed.log_prob_sum()).detach()), rel=1e-5)
 
 
 def test_a_function_may_be_the_guide_over_parameters(data):

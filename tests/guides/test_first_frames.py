@@ -2,19 +2,11 @@
 
 import torch
 
-from pyro_ssm import TimeSeries, infer, models
+from pyro_ssm import infer, models
 from pyro_ssm.guides import FirstFrames, PositionVelocity
+from tests.models.records import series
 
 D = torch.float64
-
-
-def series(batch=(3,), num=6, obs=2, lengths=None, seed=1, dtype=D):
-    generator = torch.Generator().manual_seed(seed)
-    times = (torch.rand(*batch, num, generator=generator, dtype=D) + 0.1).cumsum(-1) + 2.0
-    values = torch.randn(*batch, num, obs, generator=generator, dtype=D).to(dtype)
-    mask = torch.rand(*batch, num, obs, generator=generator) < 0.6
-    mask[..., 0, :] = True
-    return TimeSeries(times, values, mask=mask, lengths=lengths)
 
 
 def test_position_and_velocity_read_their_frames():

@@ -230,6 +230,7 @@ def test_what_would_be_wrong_is_refused():
         poutine.condition(noise, data={"z": path})(data)
     with pytest.raises(NotImplementedError, match="only the ratio that belongs to its own noise"):
         poutine.trace(poutine.condition(girsanov, data={"z": path})).get_trace(data).log_prob_sum()
+    pyro.clear_param_store()  # MCMC refuses the parameters of the models above
     with pytest.raises(ValueError, match="NUTS and automatic guides cannot walk over the path"):
         MCMC(NUTS(girsanov), num_samples=1, warmup_steps=1, disable_progbar=True).run(data)
     with pytest.raises(TypeError, match="the random variable of this model is the noise"):

@@ -45,8 +45,7 @@ def test_the_posterior_of_random_coefficients_is_set(kind):
         spread = posterior.scales.transition.drift.coefficients.detach()
     torch.testing.assert_close(spread, found.terms.mean_field_scale)
     assert (spread <= found.terms.scale * (1 + 1e-6)).all()
-    paths = forecast(model, found, data, [5.1, 5.2], num_samples=3)
-    assert paths.states.shape == (3, 2, 2) and bool(paths.states.isfinite().all())
+    assert forecast(model, found, data, [5.1, 5.2], num_samples=3).states.shape == (3, 2, 2)
 
 
 def test_turns_are_taken():

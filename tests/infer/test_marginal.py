@@ -158,7 +158,8 @@ def test_predictive_simulates_the_record(batch, parallel):
     model, data = scalar_model(), scalar_data(batch)
     program = Marginal(model)
     prior = Predictive(program, num_samples=4, parallel=parallel)(data.without_values())
-    assert prior["y"].reshape(4, *batch, 6, 1).isfinite().all()
+    assert prior["y"].numel() == 4 * 6 * data.values[..., 0, 0].numel()
+    assert (prior["y"].reshape(4, *batch, 6, 1).std(0) > 0).all()  # each entry is drawn anew in each
     # almost no noise in the observation: the spread of y is that of the draws of the scale
     posterior = {"emission.R": torch.tensor([1e-6, 1e6], dtype=D).repeat(20)}
     drawn = Predictive(program, posterior, parallel=parallel)(data.without_values())["y"].reshape(40, -1)

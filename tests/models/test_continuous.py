@@ -12,17 +12,9 @@ from pyro_ssm.binding import random_parameters
 from pyro_ssm.dynamics import LinearDrift, NeuralODE, NormalInitial
 from pyro_ssm.emissions import LinearNormal
 from pyro_ssm.guides import InitialState, PositionVelocity, PosteriorSDE
+from tests.models.records import series
 
 D = torch.float64
-
-
-def series(batch=(3,), num=6, obs=2, lengths=None, seed=1, dtype=D):
-    generator = torch.Generator().manual_seed(seed)
-    times = (torch.rand(*batch, num, generator=generator, dtype=D) + 0.1).cumsum(-1) + 2.0
-    values = torch.randn(*batch, num, obs, generator=generator, dtype=D).to(dtype)
-    mask = torch.rand(*batch, num, obs, generator=generator) < 0.6
-    mask[..., 0, :] = True
-    return TimeSeries(times, values, mask=mask, lengths=lengths)
 
 
 def test_fixed_noise_stays_and_other_emissions_bring_theirs():

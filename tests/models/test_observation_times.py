@@ -8,25 +8,17 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_ssm import StateSpaceModel, TimeSeries, infer, models, predict
+from pyro_ssm import StateSpaceModel, infer, models, predict
 from pyro_ssm.diagnostics.densities import densities
 from pyro_ssm.distributions import PoissonTimes
 from pyro_ssm.dynamics import KnownInitial, LinearDrift, LogIntensity, NeuralODE, NormalInitial
 from pyro_ssm.emissions import LinearNormal
 from pyro_ssm.guides import InitialState
-from pyro_ssm.models.laws import times_law
+from pyro_ssm.models.times import times_law
 from pyro_ssm.testing.checks import perturb
+from tests.models.records import series
 
 D = torch.float64
-
-
-def series(batch=(3,), num=6, obs=2, lengths=None, seed=1, dtype=D):
-    generator = torch.Generator().manual_seed(seed)
-    times = (torch.rand(*batch, num, generator=generator, dtype=D) + 0.1).cumsum(-1) + 2.0
-    values = torch.randn(*batch, num, obs, generator=generator, dtype=D).to(dtype)
-    mask = torch.rand(*batch, num, obs, generator=generator) < 0.6
-    mask[..., 0, :] = True
-    return TimeSeries(times, values, mask=mask, lengths=lengths)
 
 
 def spans(data):

@@ -229,7 +229,7 @@ def test_the_library_of_this_machine_loads_without_a_device():
 def check_layouts(functions):
     sizes = {"linear_scan": recurrence_kernel.FIELDS}
     for name, operator, extra in (
-        ("selective", SELECTIVE_SCAN, 9 + 4 + 12),
+        ("selective", SELECTIVE_SCAN, 10 + 4 + 12),
         ("convolve", CAUSAL_CONV1D, 5 + 3 + 6),
         ("diag_lti", DIAG_LTI, 5 + 4 + 7),
     ):

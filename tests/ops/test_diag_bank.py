@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from pyro_ssm.ops import compiled, diag_lti, diag_lti_reference
-from pyro_ssm.ops.diag_bank import bank_is_compiled, diag_bank
+from pyro_ssm.ops.diag_bank import DIAG_LTI, bank_is_compiled, diag_bank
 
 needs_library = pytest.mark.skipif(compiled.library().functions is None, reason="the compiled library is not in use")
 
@@ -28,7 +28,8 @@ def results(f, args, **options):
     inputs = [x.detach().requires_grad_() for x in args.values()]
     y, final = f(**dict(zip(args, inputs, strict=True)), **options)
     torch.manual_seed(3)
-    weights = [torch.randn(x.shape, dtype=x.dtype) for x in (y, final)]
+    doubles = [torch.complex128 if x.is_complex() else torch.float64 for x in (y, final)]  # one draw for all dtypes
+    weights = [torch.randn(x.shape, dtype=double).to(x.dtype) for x, double in zip((y, final), doubles, strict=True)]
     found = torch.autograd.grad((y, final), inputs, weights, allow_unused=True, materialize_grads=True)
     return [y, final, *found]
 
@@ -208,7 +209,89 @@ def test_the_way_is_the_one_expected(monkeypatch):
     monkeypatch.setattr(module, "diagonal_scan", refuse)
     monkeypatch.setattr(module, "_convolution", refuse)
     args = bank()
-    assert bank_is_compiled(args["u"])
+    assert bank_is_compiled(DIAG_LTI, args["u"])
     diag_lti(**args, reset=torch.rand(70) < 0.1)
     with pytest.raises(AssertionError):
         diag_lti(**args, mode="convolution")
+
+
+# ------------------------------------------------------------------------------------------ steps that differ
+
+
+def uneven(lead=(2,), L=70, D=5, N=3, dtype=torch.float64):
+    """Steps of many sizes, some of them 0, and fast phases."""
+    args = bank(lead, L, D, N, dtype)
+    args["A"] = torch.complex(args["A"].real, 20 * args["A"].imag)
+    step = 3 * torch.rand(*lead, L, D, dtype=dtype) ** 4
+    return {**args, "step": step * (torch.rand(*lead, L, D) < 0.8)}
+
+
+@pytest.mark.parametrize("D", [1, 5, 16, 21])
+@pytest.mark.parametrize("L", [1, 2, 64, 65, 131])
+@pytest.mark.parametrize("resets", [False, True])
+def test_steps_that_differ_are_the_loop(engine, D, L, resets):
+    for method, lead, N in (("zoh", (3,), 3), ("bilinear", (), 2), ("zoh", (2, 2), 1)):
+        reset = torch.rand(*lead, L) < 0.1 if resets else None
+        args = uneven(lead, L, D, N)
+        wanted = results(diag_lti_reference, args, reset=reset, method=method)
+        close(results(diag_lti, args, reset=reset, method=method), wanted, 1e-10)
+        close(results(diag_lti, args, reset=reset, method=method, mode="scan"), wanted, 1e-10)
+
+
+@pytest.mark.parametrize("method", ["zoh", "bilinear"])
+def test_derivatives_where_steps_differ(engine, method):
+    args = bank((2,), 4, 2, 2)
+    args["step"] = torch.rand(2, 4, 2, dtype=torch.float64)
+    names, values = list(args), [x.requires_grad_() for x in args.values()]
+    reset = torch.tensor([False, False, True, False])
+
+    def f(*x):
+        return diag_lti(**dict(zip(names, x, strict=True)), reset=reset, method=method)
+
+    assert gradcheck(f, values) and gradgradcheck(f, values)
+
+
+@needs_library
+def test_coefficients_of_its_own_where_steps_differ():
+    a, z = uneven((4,), 9, 5, 2), torch.complex128
+    a["A"], a["C"] = a["A"] * torch.rand(3, 1, 1, 1, 1).double().add(0.5), torch.randn(4, 1, 5, 2, dtype=z)
+    a["u"], a["initial"] = a["u"].mT.contiguous().mT, torch.randn(3, 4, 5, 2, dtype=z)
+    found, wanted = (results(diag_lti, a, mode=mode) for mode in (None, "scan"))
+    close(found, wanted, 1e-11)
+
+
+def test_a_step_of_nothing_leaves_a_state_and_an_eigenvalue_of_0_is_an_integral(engine):
+    args = uneven(L=9)
+    still = dict(args, step=torch.zeros_like(args["step"]))
+    assert diag_lti(**still)[1].equal(args["initial"])
+    args["A"][:, 0] = 0
+    close(results(diag_lti, args), results(diag_lti_reference, args), 1e-11)
+
+
+@needs_library
+@pytest.mark.parametrize("method", ["zoh", "bilinear"])
+def test_single_precision_of_short_and_of_long_steps(method):
+    """From 1e-6 of the time of a state to a hundred turns a step."""
+    for scale in (1e-6, 1e-3, 1.0, 10.0):
+        args = uneven((), 3000, 3, 2)
+        args["step"] = scale * args["step"]
+        single = {k: x.to(torch.complex64 if x.is_complex() else torch.float32) for k, x in args.items()}
+        double = {k: x.to(torch.complex128 if x.is_complex() else torch.float64) for k, x in single.items()}
+        for one, other in zip(
+            diag_lti(**single, method=method), diag_lti_reference(**double, method=method), strict=True
+        ):
+            assert (one - other).abs().max() < 1e-5 * max(scale, 1) * other.abs().max()
+
+
+@needs_library
+def test_no_tensor_of_time_times_states_where_steps_differ():
+    L, D, N = 1024, 32, 32
+    args = {k: x.requires_grad_() for k, x in uneven((1,), L, D, N, torch.float32).items()}
+    kept = []
+    with (
+        torch.profiler.profile(profile_memory=True) as seen,
+        torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x),
+    ):
+        diag_lti(**args)[0].square().sum().backward()
+    assert max(kept) == L * D * N * 2 // 64
+    assert max(event.self_cpu_memory_usage for event in seen.events()) <= 4 * max(kept)

@@ -11,7 +11,7 @@ from pyro_ssm.ops import CoordinateScale, euler_network_path, euler_network_path
 D = torch.float64
 
 
-def arguments(lead=(3,), steps=5, n=2, widths=(4, 3), given_lead=None, own_gaps=False, dtype=D):
+def arguments(lead=(3,), steps=5, n=2, widths=(4, 3), given_lead=None, own_gaps=False, dtype=D, noise=1.0):
     def rand(*shape):
         return torch.randn(*shape, dtype=dtype).mul_(0.5).requires_grad_()
 
@@ -20,7 +20,8 @@ def arguments(lead=(3,), steps=5, n=2, widths=(4, 3), given_lead=None, own_gaps=
     network = [rand(widths[0], n)]
     for i, o in zip(widths, (*widths[1:], n), strict=True):
         network += [rand(o, i), rand(o)]
-    return [rand(*lead, steps, n), rand(*lead, n), rand(*given_lead, steps, widths[0]), gaps], network
+    epsilon = rand(*lead, steps, n).detach().mul_(noise).requires_grad_()
+    return [epsilon, rand(*lead, n), rand(*given_lead, steps, widths[0]), gaps], network
 
 
 def diffusions(n=2, hidden=3, dtype=D):
@@ -48,9 +49,11 @@ def tensors_of(args, network, diffusion):
         {"steps": 1},
         {"lead": (), "widths": (4,)},
         {"lead": (4, 3), "given_lead": (3,), "own_gaps": True, "widths": (3, 4, 2)},
+        {"lead": (700,), "steps": 2, "widths": (3,), "noise": 0.1},
     ],
 )
-def test_equals_the_plain_loop_with_gradients(kind, how):
+@pytest.mark.parametrize("engine", ["compiled", "torch"], indirect=True)
+def test_equals_the_plain_loop_with_gradients(kind, how, engine):
     args, network = arguments(**how)
     diffusion = diffusions()[kind]
     fast = euler_network_path(*args, network, diffusion)

@@ -23,7 +23,7 @@ from pyro_ssm.ops import (
     ssm_kernel,
     ssm_kernel_reference,
 )
-from pyro_ssm.ops.dplr import dplr_matrices
+from pyro_ssm.ops.dplr_step import dplr_matrices
 from tests.ops.test_structured_scans import assert_same, bank, gradients, rand
 
 

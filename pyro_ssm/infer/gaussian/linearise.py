@@ -7,7 +7,7 @@ gives matrices with :math:`p(y | x) \\approx N(A x + b, \\Omega)`. The filters d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ __all__ = ["Law", "Linearisation", "Regression", "Taylor", "evaluate", "expected
 Law = Callable[[Tensor], Any]
 
 
+@runtime_checkable
 class Linearisation(Protocol):
     """A rule that replaces a Gaussian law by an affine one around N(m, L L^T); all times of a path at once.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_ssm.components import AffineGaussian, Gaussian, require
 from pyro_ssm.data import TimeSeries
+from pyro_ssm.dynamics.timed import refuse_intensity
 from pyro_ssm.models.linear_gaussian import System, system_of
 from pyro_ssm.ops.kalman import FilterSteps, hide_rows
 from pyro_ssm.ops.linalg import tria, vanishing_pivots
@@ -42,6 +43,7 @@ def check_request(model: Any, method: str, capability: type, instead: str) -> No
     require(model.initial, Gaussian, method, instead)
     require(model.transition, capability, method, instead)
     require(model.emission, capability, method, instead)
+    refuse_intensity(model.transition, method)
     if model.memory is not None:
         raise TypeError(
             f"{method} integrates the states out, but this model's memory ({type(model.memory).__name__}) follows the "

@@ -22,7 +22,7 @@ from pyro_ssm.infer.smc.collectors.variance import EvidenceVariance, MeanVarianc
 from pyro_ssm.infer.smc.conditional import ConditionalPath, conditional_smc
 from pyro_ssm.infer.smc.data_tempering import ibis
 from pyro_ssm.infer.smc.diffusion import DiffusionResampling
-from pyro_ssm.infer.smc.feynman_kac import AffineSteps, FeynmanKac
+from pyro_ssm.infer.smc.feynman_kac import FeynmanKac, GaussianSteps
 from pyro_ssm.infer.smc.filter import ParticleFiltered, particle_filter
 from pyro_ssm.infer.smc.guided import guided
 from pyro_ssm.infer.smc.iterated import SampledPaths, iterated_csmc
@@ -48,7 +48,6 @@ from pyro_ssm.infer.smc.tempering import smc_sampler
 from pyro_ssm.infer.smc.transport import TransportResampling
 
 __all__ = [
-    "AffineSteps",
     "AncestorResampling",
     "Ancestry",
     "ChoiceLogProb",
@@ -62,6 +61,7 @@ __all__ = [
     "FisherScore",
     "FixedLag",
     "FixedNoise",
+    "GaussianSteps",
     "Genealogy",
     "HamiltonianMove",
     "IteratedFilteringResult",

@@ -15,6 +15,7 @@ from pyro_ssm.infer.smc.bootstrap import bootstrap
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.locally_optimal import given_observation
 from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles
+from pyro_ssm.infer.smc.step_index import StepIndex, row
 
 __all__ = ["auxiliary"]
 
@@ -22,7 +23,7 @@ __all__ = ["auxiliary"]
 def auxiliary(
     model: Any,
     data: TimeSeries,
-    first_stage: Callable[[int, Tensor], Tensor] | None = None,
+    first_stage: Callable[[Any, Tensor], Tensor] | None = None,
     *,
     base: FeynmanKac | None = None,
 ) -> FeynmanKac:
@@ -65,7 +66,7 @@ def auxiliary(
     exact = isinstance(model.transition, Gaussian) and isinstance(model.emission, AffineGaussian)
     exact = exact and model.memory is None
 
-    def predictive(k: int, particles: StateParticles) -> Tensor:
+    def predictive(k: StepIndex, particles: StateParticles) -> Tensor:
         """log p(y_k | z_{k-1}), exact or at the mean of z_k."""
         carry, summary = steps.before(k, particles, particles.state.shape[:-2])
         law = steps.law(k, particles.state, summary)
@@ -74,13 +75,13 @@ def auxiliary(
         mean = law.mean.expand(particles.state.shape)
         return steps.log_observation(k, mean, steps.particles(k, carry, summary, mean).summary)
 
-    def log_twist(k: int, particles: StateParticles) -> Tensor:
-        if k + 1 not in steps.observed_at:
+    def log_twist(k: StepIndex, particles: StateParticles) -> Tensor:
+        if steps.is_unobserved(k + 1):
             return particles.state.new_zeros(particles.state.shape[:-2])
         if first_stage is None:
             ahead = predictive(k + 1, particles)
         else:
             ahead = first_stage(k, particles.state.squeeze(-2))
-        return torch.where(seen[..., k + 1], ahead, torch.zeros((), dtype=ahead.dtype, device=ahead.device))
+        return torch.where(row(seen, k + 1), ahead, torch.zeros((), dtype=ahead.dtype, device=ahead.device))
 
     return replace(base, log_twist=log_twist)

@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_ssm.components import SampleOnly
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.smc.build import Kernel, Proposed, process
-from pyro_ssm.infer.smc.feynman_kac import AffineSteps, FeynmanKac
+from pyro_ssm.infer.smc.feynman_kac import FeynmanKac, GaussianSteps
 from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles
+from pyro_ssm.infer.smc.step_index import StepIndex
 
 __all__ = ["bootstrap"]
 
@@ -22,7 +24,9 @@ def bootstrap(model: Any, data: TimeSeries) -> FeynmanKac:
     It needs no density of the transition (``SampleOnly`` will do) and no proposal; its weights are uneven where an
     observation says much more than the transition does. Memory, missing entries, own time grids, inputs, refined
     grids, ragged batches and batches of parameters are as in the model; where nothing is observed the increment of the
-    log-likelihood is exactly 0.
+    log-likelihood is exactly 0. Where an equation has a ``log_intensity`` the weights count the Poisson process of the
+    times as well, :math:`G_k\\, e^{-\\Lambda_k} \\prod_{i\\ \\text{seen}} \\lambda_i(t_k, z_k)` (a second
+    solve of the gap).
 
     Args:
         model: a :class:`~pyro_ssm.models.StateSpaceModel`, bound, or without random parameters.
@@ -44,8 +48,11 @@ def bootstrap(model: Any, data: TimeSeries) -> FeynmanKac:
     steps = ModelSteps(model, data, "bootstrap")
     kernel = Kernel(steps, lambda k, state, summary: Proposed(steps.law(k, state, summary)))
 
-    def log_potential(k: int, previous: StateParticles | None, particles: StateParticles) -> Tensor:
-        return steps.log_observation(k, particles.state, particles.summary)
+    def log_potential(k: StepIndex, previous: StateParticles | None, particles: StateParticles) -> Tensor:
+        seen = steps.log_observation(k, particles.state, particles.summary)
+        return seen + steps.log_times(k, None if previous is None else previous.state, particles.state)
 
-    affine = AffineSteps(steps.moves, steps.observed) if steps.memory is None else None
-    return process(steps, kernel, log_potential, steps.seen, affine=affine)
+    gaussian = None
+    if steps.memory is None and not steps.is_timed and not isinstance(steps.model.transition, SampleOnly):
+        gaussian = GaussianSteps(steps.moves, steps.observed, steps.transition)
+    return process(steps, kernel, log_potential, steps.seen, gaussian=gaussian)

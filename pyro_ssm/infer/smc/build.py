@@ -12,6 +12,7 @@ from pyro_ssm.components import AffineGaussian, FiniteState, SampleOnly
 from pyro_ssm.infer.smc.densities import log_density
 from pyro_ssm.infer.smc.feynman_kac import Draw, FeynmanKac
 from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles
+from pyro_ssm.infer.smc.step_index import StepIndex, same_step
 
 __all__ = ["Kernel", "Proposed", "process"]
 
@@ -37,7 +38,7 @@ class Beginning(NamedTuple):
 
 
 #: ``(k, previous state or None, summary) -> Proposed``
-Propose = Callable[[int, Tensor | None, Tensor | None], Proposed]
+Propose = Callable[[StepIndex, Tensor | None, Tensor | None], Proposed]
 
 
 class Kernel:
@@ -57,25 +58,25 @@ class Kernel:
 
     def __init__(self, steps: ModelSteps, propose: Propose) -> None:
         self.steps, self.propose = steps, propose
-        self._last: tuple[Any, Any, Any] = (None, None, None)
+        self._last: tuple[StepIndex, Any, Any, Any] = (-1, None, None, None)
 
-    def begin(self, k: int, previous: StateParticles | None, shape: torch.Size) -> Beginning:
+    def begin(self, k: StepIndex, previous: StateParticles | None, shape: torch.Size) -> Beginning:
         """The memory with which step k begins, and the proposal, for particles of leading dims ``shape``."""
-        key, found, kept = self._last
-        if kept is None or found is not previous or key != (k, shape):
+        step, lead, found, kept = self._last
+        if kept is None or found is not previous or lead != shape or not same_step(step, k):
             carry, summary = self.steps.before(k, previous, shape)
             proposed = self.propose(k, None if previous is None else previous.state, summary)
             kept = Beginning(carry, summary, proposed)
-            self._last = ((k, shape), previous, kept)
+            self._last = (k, shape, previous, kept)
         return kept
 
     def initial(self, draw: Draw, shape: torch.Size) -> StateParticles:
         """Particles of leading dims ``shape``."""
-        self._last = (None, None, None)  # a new run: parameters may have moved on
+        self._last = (-1, None, None, None)  # a new run: parameters may have moved on
         carry, summary, proposed = self.begin(0, None, shape)
         return self.steps.particles(0, carry, summary, draw(proposed.law, shape + (1,)))
 
-    def propagate(self, k: int, previous: StateParticles, draw: Draw) -> StateParticles:
+    def propagate(self, k: StepIndex, previous: StateParticles, draw: Draw) -> StateParticles:
         """The particles one step on."""
         shape = previous.state.shape[:-2]
         carry, summary, proposed = self.begin(k, previous, shape)
@@ -125,10 +126,11 @@ def _state(particles: StateParticles) -> Tensor:
 
 
 def _log_transition(steps: ModelSteps) -> Callable[[int, StateParticles, StateParticles], Tensor]:
-    """Of all that weighs a pair of states, only the transition density depends on the earlier one."""
+    """Of all that weighs a pair of states, only the transition density and the times depend on the earlier one."""
 
     def log_backward(k: int, previous: StateParticles, particles: StateParticles) -> Tensor:
-        return log_density(steps.law(k, previous.state, None), particles.state)
+        moved = log_density(steps.law(k, previous.state, None), particles.state)
+        return moved + steps.log_times(k, previous.state, particles.state)
 
     return log_backward
 
@@ -153,7 +155,8 @@ def _log_step(steps: ModelSteps) -> Callable[[int, StateParticles | None, StateP
     def log_step(k: int, previous: StateParticles | None, particles: StateParticles) -> Tensor:
         state = particles.state
         _, summary = steps.before(k, previous, state.shape[:-2])
-        law = steps.law(k, None if previous is None else previous.state, summary)
-        return log_density(law, state) + steps.log_observation(k, state, particles.summary)
+        before = None if previous is None else previous.state
+        moved = log_density(steps.law(k, before, summary), state) + steps.log_times(k, before, state)
+        return moved + steps.log_observation(k, state, particles.summary)
 
     return log_step

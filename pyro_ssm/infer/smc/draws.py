@@ -12,7 +12,15 @@ from pyro_ssm.distributions.diagonal_normal import DiagonalNormal, MovedNormal
 from pyro_ssm.distributions.moments import gaussian_moments
 from pyro_ssm.ops.gaussian_particles import affine_draw
 
-__all__ = ["from_normals", "from_uniforms", "like_draws", "normal_dim", "shared_moments", "unexpanded"]
+__all__ = [
+    "diagonal_moments",
+    "from_normals",
+    "from_uniforms",
+    "like_draws",
+    "normal_dim",
+    "shared_moments",
+    "unexpanded",
+]
 
 _TINY = 2.0**-40  # uniforms as close to 0 and 1 as this keep their quantiles finite
 
@@ -104,6 +112,23 @@ def from_uniforms(law: Any, uniforms: Tensor) -> Tensor:
     )
 
 
+def diagonal_moments(law: Any) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviations of a normal law with independent coordinates, the latter without dims that only
+    repeat it; None for other laws.
+
+    >>> import torch, pyro.distributions as dist
+    >>> from pyro_ssm.infer.smc.draws import diagonal_moments
+    >>> loc, scale = diagonal_moments(dist.Normal(torch.zeros(1000, 1, 2), torch.ones(2)).to_event(1))
+    >>> loc.shape, scale.shape, diagonal_moments(dist.Poisson(torch.ones(2)).to_event(1))
+    (torch.Size([1000, 1, 2]), torch.Size([2]), None)
+    """
+    if isinstance(law, DiagonalNormal):
+        return law.loc, law.scale
+    if isinstance(law, Independent) and isinstance(law.base_dist, Normal) and len(law.event_shape) == 1:
+        return law.base_dist.loc, unexpanded(law.base_dist.scale, 1)
+    return None
+
+
 def unexpanded(tensor: Tensor, event_dims: int) -> Tensor:
     """The tensor without leading dims that only repeat it, so that what is shared by particles is computed once.
 
@@ -128,7 +153,7 @@ def shared_moments(law: Any) -> tuple[Tensor, Tensor]:
     >>> shared_moments(dist.Normal(torch.zeros(1000, 1, 2), torch.ones(2)).to_event(1))[1].shape
     torch.Size([2, 2])
     """
-    if isinstance(law, Independent) and isinstance(law.base_dist, Normal) and len(law.event_shape) == 1:
-        return law.base_dist.loc, unexpanded(law.base_dist.scale, 1).diag_embed()
+    if (found := diagonal_moments(law)) is not None:
+        return found[0], unexpanded(found[1], 1).diag_embed()
     mean, root = gaussian_moments(law)
     return mean, unexpanded(root, 2)

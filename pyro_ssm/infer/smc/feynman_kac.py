@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ssm.infer.smc.tree import leaves
 
-__all__ = ["AffineSteps", "Draw", "FeynmanKac"]
+__all__ = ["Draw", "FeynmanKac", "GaussianSteps"]
 
 #: ``draw(law, shape)``: a draw of a law of batch ``shape``, from the run's noise
 Draw = Callable[[Any, torch.Size], Tensor]
@@ -25,21 +25,25 @@ def _state(particles: Any) -> Tensor:
     return next(leaves(particles))
 
 
-class AffineSteps(NamedTuple):
+class GaussianSteps(NamedTuple):
     """Moves of which a filter may make the draws itself, in a compiled step: of the state, which is all of a particle.
 
-    .. math:: M_k(x_{k-1}, \\cdot) = N(A_k x_{k-1} + b_k, \\mathrm{diag}(s_k^2))
+    .. math:: M_k(x_{k-1}, \\cdot) = N(m_k(x_{k-1}), \\mathrm{diag}(s_k(x_{k-1})^2)),
+        \\qquad \\text{or affine:}\\ N(A_k x_{k-1} + b_k, \\mathrm{diag}(s_k^2))
 
     Attributes:
         moves: called when a run begins: :math:`(A_k, b_k, s_k)` for each step from the second on, of shapes ``(state,
-            state)``, ``(state,)``, ``(state,)`` or with leading dims ``(*batch, 1)``; None where the process must be
-            asked. ``s`` is positive.
+            state)``, ``(state,)``, ``(state,)`` or with leading dims ``(*batch, 1)``; None where the moves are not
+            affine, or not known beforehand: then ``law`` is asked. ``s`` is positive.
         potential: ``(k, state)`` to ``log_potential``, which must depend on the state of step k alone: ``(N, *batch)``,
             or ``(law, value, mask)`` of which it is the log density (mask is None where all is seen).
+        law: ``(k, state)`` to the law of the state of step k given that of the step before, particle by particle. It is
+            asked before resampling: the law of a copy is that of its ancestor. Where it is no normal law with
+            independent coordinates, ``propagate`` serves. None where only ``moves`` serves.
 
     >>> import torch
-    >>> from pyro_ssm.infer.smc import AffineSteps
-    >>> walk = AffineSteps(
+    >>> from pyro_ssm.infer.smc import GaussianSteps
+    >>> walk = GaussianSteps(
     ...     lambda: [(torch.eye(1), torch.zeros(1), torch.ones(1))] * 9, lambda k, x: -x.squeeze(-1) ** 2)
     >>> len(walk.moves())
     9
@@ -47,6 +51,7 @@ class AffineSteps(NamedTuple):
 
     moves: Callable[[], Sequence[tuple[Tensor, Tensor, Tensor]] | None]
     potential: Callable[[int, Tensor], Tensor | tuple[Any, Tensor, Tensor | None]]
+    law: Callable[[int, Tensor], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class FeynmanKac:
     Three functions are the process; the rest tells an algorithm what it may leave out and what else is possible.
     :func:`~pyro_ssm.infer.smc.bootstrap`, ``guided``, ``locally_optimal``, ``auxiliary`` and ``rao_blackwellised``
     build it from models; anything else may build it by hand.
+
+    A step is named by an integer k; in a captured run (``particle_filter(..., cuda_graph=True)``) by an int64 tensor
+    ``(1,)`` on the device, from step 1 on. ``y[k]`` of a tensor ``(time, *batch)`` serves both: its axis of 1
+    broadcasts over particles. Then no function may read a value, k among them, or keep count of calls.
 
     Attributes:
         initial: ``(draw, shape) -> particles`` of leading dims ``shape = (N, *batch)``; draws of :math:`M_0`.
@@ -94,8 +103,8 @@ class FeynmanKac:
         state: ``particles -> (N, *batch, state)``, what moments are taken of; by default the first tensor of the tree.
         looks_ahead: whether :math:`M_k` depends on data after k. On-line filters refuse it; resampling without
             ``log_twist`` warns.
-        affine: where every move is affine and Gaussian with independent noise, what a compiled step needs of it; the
-            particles are then one tensor. It must say what ``propagate`` does, which serves everywhere else.
+        gaussian: where moves are normal with independent coordinates, what a compiled step needs of them; the particles
+            are then one tensor. It must say what ``propagate`` does, which serves everywhere else.
         describe: ``(k, position) -> str``, how an error names a step of a series.
 
     Source: Del Moral (2004), "Feynman-Kac formulae"; Chopin and Papaspiliopoulos (2020), "An introduction to
@@ -128,7 +137,7 @@ class FeynmanKac:
     extend: Callable[[int, Any, Tensor], Any] | None = None
     state: Callable[[Any], Tensor] = _state
     looks_ahead: bool = False
-    affine: AffineSteps | None = None
+    gaussian: GaussianSteps | None = None
     describe: Callable[[int, tuple[int, ...]], str] = _where
 
     def __post_init__(self) -> None:

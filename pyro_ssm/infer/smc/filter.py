@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ssm.infer.smc.affine_run import affine_run
 from pyro_ssm.infer.smc.check import check_arguments, check_evidence, check_states, warn_of_collapse, warn_of_look_ahead
 from pyro_ssm.infer.smc.collectors.base import Collector
+from pyro_ssm.infer.smc.compiled_run import compiled_run
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
+from pyro_ssm.infer.smc.graph_run import captured_run
 from pyro_ssm.infer.smc.noise import Noise, PseudoRandom, QuasiRandom
 from pyro_ssm.infer.smc.resample import OrderedResampling, Resampling, resampling_of
 from pyro_ssm.infer.smc.stepper import Cloud, Stepper
@@ -55,6 +56,7 @@ def particle_filter(
     quasi_random: bool = False,
     start: Cloud | None = None,
     differentiable: bool = False,
+    cuda_graph: bool = False,
 ) -> ParticleFiltered:
     """Run a particle filter over all series of a batch together.
 
@@ -83,6 +85,12 @@ def particle_filter(
             of ancestors counts as fixed. That is the exact gradient of the estimate without resampling, and the usual
             biased one (Maddison et al. 2017; Naesseth et al. 2018; Le et al. 2018) with it. Memory then grows with
             time.
+        cuda_graph: capture the step in a CUDA graph and replay it, so that a step costs one launch: for models and
+            data on a CUDA device, where many small kernels take longer to launch than to run. The numbers are those
+            of the run without it, given the same noise; ``PseudoRandom`` draws others. Components see tensors only and
+            need nothing; functions that get ``k`` (a process or a proposal made by hand) get an int64 tensor ``(1,)``
+            from step 1 on: ``y[k]`` keeps an axis of 1 in place of particles. Laws do not validate their arguments in
+            a captured step.
 
     Returns:
         :class:`ParticleFiltered`.
@@ -91,7 +99,8 @@ def particle_filter(
         ValueError: at a step all weights of a series are 0, or a law returned NaN (the message names both); arguments
             out of range; two collectors of one name.
         TypeError: an argument of another kind than wanted, or with ``quasi_random`` or ``FixedNoise`` a law that is no
-            map of the noise.
+            map of the noise, or with ``cuda_graph`` noise that must know the step.
+        RuntimeError: with ``cuda_graph``, a step looks at values on the device, or ``k`` is used as a number.
 
     Warns:
         ParticleCollapseWarning: an effective sample size below 2 of 100 or more particles.
@@ -119,25 +128,34 @@ def particle_filter(
         if noise is not None or resampling != "systematic":
             raise ValueError("`quasi_random` brings its own noise and resampling: leave `noise` and `resampling` out")
         noise, resampling, ess_threshold = QuasiRandom(), OrderedResampling(), 1.0
+    if cuda_graph and differentiable:
+        raise ValueError(
+            "`cuda_graph=True` replays a step without a graph for gradients: leave it out, or `differentiable`"
+        )
     warn_of_look_ahead(fk, ess_threshold)
     resampling, noise = resampling_of(resampling), noise or PseudoRandom()
 
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         noise.restart(None if start is None else fk.state(start.particles).shape[-1])
-        if start is None and not collectors:
-            run = affine_run(fk, num_particles, resampling, ess_threshold, noise)
-            if run is not None:
-                check_evidence(fk, run.log_likelihood)
-                check_states(fk, run.cloud)
-                warn_of_collapse(fk, run.ess, num_particles)
-                return ParticleFiltered(run.log_likelihood, run.cloud, run.ess, run.resampled, {})
-            noise.restart()
+        run = None
+        if cuda_graph:
+            run = captured_run(fk, num_particles, resampling, ess_threshold, noise, start, collectors)
+        elif start is None:
+            run = compiled_run(fk, num_particles, resampling, ess_threshold, noise, collectors)
+            if run is None:
+                noise.restart()
+        first = 0 if start is None else start.k + 1
+        if run is not None:
+            check_evidence(fk, run.log_likelihood, first)
+            check_states(fk, run.cloud)
+            warn_of_collapse(fk, run.ess, num_particles, first)
+            collected = {collector.name: collector.result() for collector in collectors}
+            return ParticleFiltered(run.log_likelihood, run.cloud, run.ess, run.resampled, collected)
         stepper = Stepper(fk, num_particles, resampling, ess_threshold, noise)
         for collector in collectors:
             collector.start(fk, num_particles)
         increments, sizes, resampled = [], [], []
         step = None
-        first = 0 if start is None else start.k + 1
         for _ in range(first, fk.num_times):
             if step is None:
                 step = stepper.init() if start is None else stepper.step(stepper.resume(start))

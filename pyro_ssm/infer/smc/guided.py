@@ -14,18 +14,19 @@ from pyro_ssm.infer.smc.build import Kernel, Proposed, process
 from pyro_ssm.infer.smc.densities import log_density
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles, check_model_and_data
+from pyro_ssm.infer.smc.step_index import StepIndex, steps_of
 
 __all__ = ["guided"]
 
 #: ``(state or None, k as a slice, memory summary or None) -> law``
-Proposal = Callable[[Tensor | None, slice, Tensor | None], Any]
+Proposal = Callable[[Tensor | None, Any, Tensor | None], Any]
 
 
 def guided(
     model: Any,
     guide: Guide | Proposal,
     data: TimeSeries,
-    twist: Callable[[int, Tensor], Tensor] | None = None,
+    twist: Callable[[Any, Tensor], Tensor] | None = None,
     *,
     looks_ahead: bool | None = None,
 ) -> FeynmanKac:
@@ -53,6 +54,9 @@ def guided(
         twist: ``(k, state) -> (N, *batch)``, an estimate of :math:`\\log p(y_{>k} \\mid z_k)` up to a constant, of
             ``state`` ``(N, *batch, state)``.
         looks_ahead: whether a function reads future data; a Guide declares it itself.
+
+    In a captured run (``particle_filter(..., cuda_graph=True)``) ``k`` is an int64 tensor ``(1,)`` instead of a slice,
+    and of the twist instead of a number: ``context[..., k, :]`` is the same for both.
 
     Raises:
         TypeError: the model's transition has no density, or ``guide`` is neither a Guide nor callable.
@@ -82,7 +86,7 @@ def guided(
             raise ValueError("`looks_ahead` is for functions; a Guide declares it itself. Leave it out")
         looks_ahead, context, step = guide.looks_ahead, guide.encode(data, steps.model), guide.step
 
-        def propose(state: Tensor | None, k: slice, memory: Tensor | None) -> Any:
+        def propose(state: Tensor | None, k: Any, memory: Tensor | None) -> Any:
             return step(state, k, context, memory)
 
     elif callable(guide):
@@ -90,15 +94,16 @@ def guided(
     else:
         raise TypeError(f"`guide` must be a guides.Guide or a function (state, k, memory), got {type(guide).__name__}")
 
-    kernel = Kernel(steps, lambda k, state, summary: Proposed(propose(state, slice(k, k + 1), summary)))
+    kernel = Kernel(steps, lambda k, state, summary: Proposed(propose(state, steps_of(k), summary)))
 
-    def log_potential(k: int, previous: StateParticles | None, particles: StateParticles) -> Tensor:
+    def log_potential(k: StepIndex, previous: StateParticles | None, particles: StateParticles) -> Tensor:
         state = particles.state
         _, summary, proposed = kernel.begin(k, previous, state.shape[:-2])
-        moved = log_density(steps.law(k, None if previous is None else previous.state, summary), state)
-        return moved - log_density(proposed.law, state) + steps.log_observation(k, state, particles.summary)
+        before = None if previous is None else previous.state
+        moved = log_density(steps.law(k, before, summary), state) - log_density(proposed.law, state)
+        return moved + steps.log_observation(k, state, particles.summary) + steps.log_times(k, before, state)
 
-    def log_twist(k: int, particles: StateParticles) -> Tensor:
+    def log_twist(k: StepIndex, particles: StateParticles) -> Tensor:
         return twist(k, particles.state.squeeze(-2))
 
     return process(steps, kernel, log_potential, None, log_twist=twist and log_twist, looks_ahead=bool(looks_ahead))

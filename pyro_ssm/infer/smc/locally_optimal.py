@@ -14,8 +14,9 @@ from pyro_ssm.infer.smc.build import Kernel, Proposed, process
 from pyro_ssm.infer.smc.draws import shared_moments
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.model_steps import ModelSteps, StateParticles, check_model_and_data
+from pyro_ssm.infer.smc.step_index import StepIndex
 from pyro_ssm.models.linear_gaussian import over_time
-from pyro_ssm.ops.kalman import HALF_LOG_2PI, hide_rows, matvec, update
+from pyro_ssm.ops.kalman import HALF_LOG_2PI, matvec, update, without_hidden_rows
 
 __all__ = ["conditional", "given_observation", "locally_optimal"]
 
@@ -23,7 +24,7 @@ _METHOD, _INSTEAD = "locally_optimal", "bootstrap, guided or auxiliary"
 
 
 def conditional(
-    mean: Tensor, root: Tensor, emission: Affine, value: Tensor, mask: Tensor
+    mean: Tensor, root: Tensor, emission: Affine, value: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One exact update: the law of z given y = H z + d + R e, and the log density of y.
 
@@ -37,7 +38,7 @@ def conditional(
         root: ``(..., n, n)``, lower triangular.
         emission: its matrices.
         value: ``(..., obs)``.
-        mask: bool, as ``value``.
+        mask: bool, as ``value``; None where all is seen.
 
     Returns:
         ``m'``, ``L'`` and the log density ``(...)``.
@@ -50,9 +51,11 @@ def conditional(
     >>> mean, root ** 2
     (tensor([1.]), tensor([[0.5000]]))
     """
-    y, H, d, R = hide_rows(mask, value, *emission)
+    y, H, d, R = (value, *emission) if mask is None else without_hidden_rows(mask, value, *emission)
     mean, root, e, s = update(mean, root, y - matvec(H, mean) - d, H, R)
     terms = -0.5 * e.square() - s.log() - HALF_LOG_2PI
+    if mask is None:
+        return mean, root, terms.sum(-1)
     return mean, root, torch.where(mask, terms, torch.zeros((), dtype=terms.dtype, device=terms.device)).sum(-1)
 
 
@@ -95,22 +98,25 @@ def locally_optimal(model: Any, data: TimeSeries) -> FeynmanKac:
         )
     steps = ModelSteps(model, data, _METHOD)
 
-    def propose(k: int, state: Tensor | None, summary: Tensor | None) -> Proposed:
+    def propose(k: StepIndex, state: Tensor | None, summary: Tensor | None) -> Proposed:
         prior = steps.law(k, state, summary)
-        if k not in steps.observed_at:
+        if steps.is_unobserved(k):
             return Proposed(prior)
         mean, root, weight = given_observation(steps, k, prior)
         return Proposed(MultivariateNormal(mean, scale_tril=root, validate_args=False), weight)
 
     kernel = Kernel(steps, propose)
 
-    def log_potential(k: int, previous: StateParticles | None, particles: StateParticles) -> Tensor:
-        return kernel.begin(k, previous, particles.state.shape[:-2]).proposed.log_weight
+    def log_potential(k: StepIndex, previous: StateParticles | None, particles: StateParticles) -> Tensor:
+        state, before = particles.state, None if previous is None else previous.state
+        weight = kernel.begin(k, previous, state.shape[:-2]).proposed.log_weight
+        timing = steps.log_times(k, before, state)
+        return timing.expand(state.shape[:-2]) if weight is None else weight + timing
 
     return process(steps, kernel, log_potential, steps.seen)
 
 
-def given_observation(steps: ModelSteps, k: int, prior: Any) -> tuple[Tensor, Tensor, Tensor]:
+def given_observation(steps: ModelSteps, k: StepIndex, prior: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Moments of the state given the observation at k, ``(N, *batch, 1, ...)``, and its log density ``(N, *batch)``.
 
     >>> from pyro_ssm.infer.smc.locally_optimal import given_observation

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["AdaptiveWalk", "Population", "best_acceptance", "metropolis", "walk_root"]
+__all__ = ["AdaptiveWalk", "best_acceptance", "metropolis", "walk_root"]
 
 _FIRST_FIT = 50  # iterations after which a walk is first fitted to where the chains have been
 _TRUST = 20  # proposals that such a fit is worth
-
-
-class Population(Protocol):
-    """Vectors and what is known of them, whose members can be chosen.
-
-    >>> from pyro_ssm.infer.smc.moves import Population
-    >>> sorted(Population.__annotations__)
-    ['log_likelihood', 'log_prior', 'vectors']
-    """
-
-    vectors: Tensor
-    log_prior: Tensor
-    log_likelihood: Tensor
-
-    def take(self, index: Tensor) -> Any:
-        """The members ``index``."""
-
-    def where(self, accepted: Tensor, other: Any) -> Any:
-        """The members of ``other`` where ``accepted`` holds."""
 
 
 P = TypeVar("P", bound=Any)
@@ -48,7 +29,8 @@ def metropolis(
     pseudo-marginal chain, whose stationary law is the exact one (Andrieu and Roberts 2009).
 
     Args:
-        current: a population; members of density 0 leave at the first chance.
+        current: a population, as :class:`Evaluated` is: ``take(index)`` its members, ``where(accepted, other)`` theirs
+            or those of another; members of density 0 leave at the first chance.
         proposed: another.
         log_target: of a population, ``(S,)``.
         log_uniforms: ``(S,)``.

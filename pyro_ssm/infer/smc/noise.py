@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.infer.smc.draws import from_normals, from_uniforms, like_draws, normal_dim
+from pyro_ssm.infer.smc.step_index import StepIndex, row, same_step
 from pyro_ssm.ops import standard_normals
 
 __all__ = ["FixedNoise", "Noise", "Pathwise", "PseudoRandom", "QuasiRandom"]
@@ -20,7 +21,8 @@ _SOBOL_BITS = 30
 class Noise:
     """What a particle filter draws from; a run asks once a step for uniforms (if it resamples), then for a state.
 
-    A subclass defines ``draw`` and ``uniforms``. A new run calls ``restart`` first.
+    A subclass defines ``draw`` and ``uniforms``. A new run calls ``restart`` first, and one that is captured then
+    ``capture``: ``k`` is an int64 tensor ``(1,)`` on the device from step 1 on, whose value must not be read.
 
     >>> from pyro_ssm.infer.smc import Noise, PseudoRandom
     >>> issubclass(PseudoRandom, Noise)
@@ -30,11 +32,24 @@ class Noise:
     def restart(self, state_dim: int | None = None) -> None:
         """Begin a new run; ``state_dim`` is given where it goes on from a cloud of such states."""
 
-    def draw(self, k: int, law: Any, shape: torch.Size) -> Tensor:
+    def capture(self, num_times: int) -> None:
+        """Get ready to be asked with ``k`` on the device; refuse if that cannot be.
+
+        Raises:
+            TypeError: this noise must know k.
+            ValueError: it does not hold ``num_times`` steps.
+        """
+        raise TypeError(
+            "`cuda_graph` needs noise that is drawn on the device without a look at the step, and "
+            f"{type(self).__name__} does not say that it is. Use PseudoRandom or FixedNoise, or define "
+            "capture(num_times)"
+        )
+
+    def draw(self, k: Any, law: Any, shape: torch.Size) -> Tensor:
         """A draw of ``law`` for step ``k``, of batch ``shape`` ``(N, *batch, 1)``, to which the law's broadcasts."""
         raise NotImplementedError(f"{type(self).__name__} must define draw(k, law, shape)")
 
-    def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
+    def uniforms(self, k: Any, shape: torch.Size, device: torch.device) -> Tensor:
         """Uniforms in [0, 1) for the resampling before step ``k``, float64 of ``shape`` ``(rows, *batch)``."""
         raise NotImplementedError(f"{type(self).__name__} must define uniforms(k, shape, device)")
 
@@ -44,7 +59,8 @@ class PseudoRandom(Noise):
 
     A Gaussian law is drawn as a map of standard normals, hence differentiable in its parameters; another law by its
     own ``rsample``, or ``sample``. The normals are those of ``ops.standard_normals``: with the compiled library,
-    float32 on a CPU, its own generator, which torch's generator starts; elsewhere ``torch.randn``.
+    float32 on a CPU, its own generator, which torch's generator starts; elsewhere ``torch.randn``. In a captured run
+    every replay draws anew.
 
     >>> import torch, pyro.distributions as dist
     >>> from pyro_ssm.infer.smc import PseudoRandom
@@ -60,21 +76,28 @@ class PseudoRandom(Noise):
         """Forget what was drawn in advance."""
         self.__init__()  # type: ignore[misc]
 
-    def draw(self, k: int, law: Any, shape: torch.Size) -> Tensor:
+    def capture(self, num_times: int) -> None:
+        pass
+
+    def draw(self, k: StepIndex, law: Any, shape: torch.Size) -> Tensor:
         dim = normal_dim(law)
         if dim is None:
             law = law if law.batch_shape == shape else law.expand(shape)
             return law.rsample() if law.has_rsample else law.sample()
-        return from_normals(law, self._take(shape, dim, like_draws(law)))
+        return from_normals(law, self._take(k, shape, dim, like_draws(law)))
 
     def normals(self, k: int, shape: torch.Size, state: Tensor) -> Tensor:
         """Standard normals for the states of step ``k``, of the shape, dtype and device of ``state``."""
-        return self._take(state.shape[:-1], state.shape[-1], state)
+        return self._take(k, state.shape[:-1], state.shape[-1], state)
 
-    def _take(self, shape: torch.Size, dim: int, like: Tensor) -> Tensor:
+    def _take(self, k: StepIndex, shape: torch.Size, dim: int, like: Tensor) -> Tensor:
+        if isinstance(k, Tensor):  # a replay draws the numbers of one step
+            return torch.randn(shape + (dim,), dtype=like.dtype, device=like.device)
         return self._normals.take(shape, dim, like.dtype, like.device)
 
-    def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
+    def uniforms(self, k: StepIndex, shape: torch.Size, device: torch.device) -> Tensor:
+        if isinstance(k, Tensor):
+            return torch.rand(shape, dtype=torch.float64, device=device)
         return self._uniforms.take(shape, None, torch.float64, device)
 
 
@@ -102,7 +125,12 @@ class FixedNoise(Noise):
     def __init__(self, normals: Tensor, uniforms: Tensor | None = None) -> None:
         self._normals, self._uniforms = normals, uniforms
 
-    def draw(self, k: int, law: Any, shape: torch.Size) -> Tensor:
+    def capture(self, num_times: int) -> None:
+        for name, given in (("normals", self._normals), ("uniforms", self._uniforms)):
+            if given is not None and len(given) < num_times:
+                raise ValueError(f"FixedNoise: `{name}` has {len(given)} steps, and the run has {num_times}")
+
+    def draw(self, k: StepIndex, law: Any, shape: torch.Size) -> Tensor:
         dim = normal_dim(law)
         if dim is None:
             raise TypeError(
@@ -120,20 +148,24 @@ class FixedNoise(Noise):
         """Of the normals."""
         return self._normals.dtype
 
-    def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
+    def uniforms(self, k: StepIndex, shape: torch.Size, device: torch.device) -> Tensor:
         if not shape[0]:  # a resampling that needs none
             return torch.empty(shape, dtype=torch.float64, device=device)
         if self._uniforms is None:
-            raise ValueError(f"FixedNoise: step {k} resamples, and needs `uniforms` of shape {tuple(shape)} a step")
+            raise ValueError(f"FixedNoise: {_step(k)} resamples, and needs `uniforms` of shape {tuple(shape)} a step")
         return self._at(self._uniforms, k, shape, "uniforms").to(device=device, dtype=torch.float64).contiguous()
 
-    def _at(self, given: Tensor, k: int, shape: torch.Size, name: str) -> Tensor:
-        if k >= len(given) or given.shape[1:] != shape:
+    def _at(self, given: Tensor, k: StepIndex, shape: torch.Size, name: str) -> Tensor:
+        if given.shape[1:] != shape or (isinstance(k, int) and k >= len(given)):
             raise ValueError(
-                f"FixedNoise: step {k} needs `{name}` of shape {tuple(shape)}, but `{name}` has shape "
+                f"FixedNoise: {_step(k)} needs `{name}` of shape {tuple(shape)}, but `{name}` has shape "
                 f"{tuple(given.shape)} (one row a step)"
             )
-        return given[k]
+        return row(given, k, 0)
+
+
+def _step(k: StepIndex) -> str:
+    return f"step {k}" if isinstance(k, int) else "a step"
 
 
 class Pathwise(Noise):
@@ -193,28 +225,31 @@ class QuasiRandom(Noise):
     def __init__(self) -> None:
         self._nets: dict[tuple[int, int], Tensor] = {}
         self._dim: int | None = None
-        self._moves: tuple[int, Tensor] | None = None
+        self._moves: tuple[StepIndex, Tensor] | None = None
 
     def restart(self, state_dim: int | None = None) -> None:
         """Scramble anew."""
         self.__init__()  # type: ignore[misc]
         self._dim = state_dim
 
-    def draw(self, k: int, law: Any, shape: torch.Size) -> Tensor:
+    def capture(self, num_times: int) -> None:
+        pass
+
+    def draw(self, k: StepIndex, law: Any, shape: torch.Size) -> Tensor:
         dim, num = law.event_shape[-1], shape[0]
-        if self._moves is not None and self._moves[0] == k and self._moves[1].shape[-1] == dim:
+        if self._moves is not None and same_step(self._moves[0], k):
             points = self._moves[1]
-        elif self._moves is not None and self._moves[0] == k:
-            raise ValueError(
-                f"quasi-random step {k} draws {dim} numbers, and the step before drew {self._moves[1].shape[-1]}: "
-                "every step must draw one state of the same size. Run particle_filter with quasi_random=False"
-            )
         else:
             points = self._points(num, shape[1:-1], dim, law.mean.device)
+        if points.shape[-1] != dim:
+            raise ValueError(
+                f"quasi-random {_step(k)} draws {dim} numbers, and the step before drew {points.shape[-1]}: "
+                "every step must draw one state of the same size. Run particle_filter with quasi_random=False"
+            )
         self._dim, self._moves = dim, None
         return from_uniforms(law, points.unsqueeze(-2))
 
-    def uniforms(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
+    def uniforms(self, k: StepIndex, shape: torch.Size, device: torch.device) -> Tensor:
         dim = 1 if self._dim is None else self._dim
         points = self._points(shape[0], shape[1:], 1 + dim, device)
         first, order = points[..., 0].sort(0)

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_ssm.data import TimeSeries
+from pyro_ssm.dynamics.timed import refuse_intensity
 from pyro_ssm.infer.smc.bootstrap import bootstrap
 from pyro_ssm.infer.smc.check import ParticleCollapseWarning
 from pyro_ssm.infer.smc.feynman_kac import Draw, FeynmanKac
@@ -201,6 +202,7 @@ class PerturbedFilter:
         self.parameters, self.data = parameters, data
         origin = torch.zeros(parameters.dim, dtype=torch.float64, device=data.device)
         self._steps = ModelSteps(parameters.bind(origin, data), data, "iterated_filtering")
+        refuse_intensity(self._steps.model.transition, "iterated_filtering")
         self.num_times = self._steps.num_times
 
     def __call__(self, swarm: Tensor, scales: Tensor) -> tuple[Tensor, float]:

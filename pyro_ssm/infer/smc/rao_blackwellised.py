@@ -14,6 +14,7 @@ from pyro_ssm.infer.smc.feynman_kac import Draw, FeynmanKac
 from pyro_ssm.infer.smc.locally_optimal import conditional
 from pyro_ssm.infer.smc.tree import leaves
 from pyro_ssm.ops.kalman import predict
+from pyro_ssm.ops.reading import may_read
 
 __all__ = ["Weighed", "linear_step", "rao_blackwellised"]
 
@@ -140,4 +141,5 @@ def linear_step(
     """
     if transition is not None:
         mean, root = predict(mean, root, *transition)
-    return conditional(mean, root, emission, value, mask)
+    is_whole = may_read() and bool(mask.all())
+    return conditional(mean, root, emission, value, None if is_whole else mask)

@@ -51,7 +51,8 @@ class Resampling:
     differentiable resampling returns other log-weights than :math:`-\\log N`; one that mixes particles returns no
     ancestors. Resampling must leave estimates unbiased: :math:`E \\sum_j w'_j f(x'_j) = \\sum_i W_i f(x_i)`, or say
     that it does not. ``smooth`` says whether the result is, for given uniforms, a differentiable function of the cloud
-    (a choice of ancestors is not).
+    (a choice of ancestors is not); ``reads`` whether Python looks at values on the way, as an iteration until
+    convergence does (the step then cannot be captured).
 
     >>> from pyro_ssm.infer.smc import AncestorResampling, Resampling
     >>> issubclass(AncestorResampling, Resampling)
@@ -59,6 +60,7 @@ class Resampling:
     """
 
     smooth: bool = False
+    reads: bool = False
 
     def rows(self, num_particles: int) -> int:
         """How many uniforms it needs a series."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_ssm.components import SampleOnly
 from pyro_ssm.data import TimeSeries
+from pyro_ssm.dynamics.timed import refuse_intensity
 from pyro_ssm.infer.smc.bootstrap import bootstrap
 from pyro_ssm.infer.smc.collectors.genealogy import Ancestry, Genealogy
 from pyro_ssm.infer.smc.densities import log_density
@@ -102,6 +103,7 @@ def fisher_score(
             f"fisher_score differentiates the transition's density; {type(model.transition).__name__} is SampleOnly. "
             "Use particle_filter(..., differentiable=True) with reparameterised draws"
         )
+    refuse_intensity(model.transition, "fisher_score")
     bound = model.bind()
     with torch.no_grad():
         fk = build(bound, data)

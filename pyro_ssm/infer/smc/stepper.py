@@ -14,6 +14,7 @@ from pyro_ssm.infer.smc.noise import Noise
 from pyro_ssm.infer.smc.resample import Resampling, Weighted
 from pyro_ssm.infer.smc.tree import tree_where
 from pyro_ssm.ops import normalise
+from pyro_ssm.ops.reading import may_read
 
 __all__ = ["Cloud", "Step", "Stepper", "conditions", "normalise"]
 
@@ -99,7 +100,7 @@ class Stepper:
         particles = self._begin(shape)
         like = self.fk.state(particles)
         equal = like.new_full((), -math.log(self.num_particles)).expand(shape)
-        return self._weigh(0, particles, None, (equal, None), (None, None, False))
+        return self._weigh(0, self._conditions(0)[1], particles, None, (equal, None), (None, None, False))
 
     def resume(self, cloud: Cloud) -> Step:
         """The step that left ``cloud``, to go on from."""
@@ -109,28 +110,32 @@ class Stepper:
     def step(self, last: Step) -> Step:
         """Resample the cloud of ``last`` where it is too uneven, move it, weigh it."""
         k, fk = last.k + 1, self.fk
-        alive = self._alive[k]
+        alive, active = self._conditions(k)
         if alive is False:  # every series has ended
             before = (last.cloud.log_weights, last.weights)
-            return self._weigh(k, last.cloud.particles, None, before, (last.cloud, None, False))
+            return self._weigh(k, active, last.cloud.particles, None, before, (last.cloud, None, False))
         previous, log_weights, ancestors, resampled = self._resample(k, last, alive)
         particles = self._move(k, previous)
         if alive is not None:
             particles = tree_where(alive, particles, previous, len(fk.batch_shape))
         weights = None
-        if self._active[k] is not None:  # a series that sees nothing keeps its weights to the last digit
+        if active is not None:  # a series that sees nothing keeps its weights to the last digit
             weights = last.weights if resampled is False else log_weights.exp()
             if isinstance(resampled, Tensor):
                 weights = torch.where(resampled, weights, last.weights)
-        return self._weigh(k, particles, previous, (log_weights, weights), (last.cloud, ancestors, resampled))
+        return self._weigh(k, active, particles, previous, (log_weights, weights), (last.cloud, ancestors, resampled))
+
+    def _conditions(self, k: Any) -> tuple[Any, Any]:
+        """Which series go on at step k, and which see something: as :func:`conditions`."""
+        return self._alive[k], self._active[k]
 
     def _begin(self, shape: torch.Size) -> Any:
         return self.fk.initial(partial(self.noise.draw, 0), shape)
 
-    def _move(self, k: int, previous: Any) -> Any:
+    def _move(self, k: Any, previous: Any) -> Any:
         return self.fk.propagate(k, previous, partial(self.noise.draw, k))
 
-    def _resample(self, k: int, last: Step, alive: Tensor | None) -> tuple[Any, Tensor, Tensor | None, Tensor | bool]:
+    def _resample(self, k: Any, last: Step, alive: Tensor | None) -> tuple[Any, Tensor, Tensor | None, Tensor | bool]:
         """The particles to propagate, their log-weights, their ancestors, and the series that were resampled."""
         cloud, weights, ess = last.cloud, last.weights, last.ess
         log_weights, correction = cloud.log_weights, None
@@ -141,14 +146,15 @@ class Stepper:
             _, twisted, weights, ess = normalise(log_weights + self.fk.log_twist(k - 1, cloud.particles))
             log_weights, correction = twisted, log_weights - twisted
         uneven, need = self.ess_threshold * self.num_particles, None
-        if self.ess_threshold < 1 and ess.is_cpu and ess.dim() == 0:
+        reads = ess.is_cpu and may_read()
+        if self.ess_threshold < 1 and reads and ess.dim() == 0:
             if not ess.item() < uneven:
                 return cloud.particles, cloud.log_weights, None, False
         elif self.ess_threshold < 1:
             need = ess < uneven
         if alive is not None:
             need = alive if need is None else need & alive
-        if need is not None and need.is_cpu:
+        if need is not None and reads:
             if not bool(need if need.dim() == 0 else need.any()):
                 return cloud.particles, cloud.log_weights, None, False
             need = None if need.dim() == 0 else need
@@ -167,10 +173,16 @@ class Stepper:
         return particles, log_weights, ancestors, True if need is None else need
 
     def _weigh(
-        self, k: int, particles: Any, previous: Any, before: tuple[Tensor, Tensor | None], origin: tuple[Any, ...]
+        self,
+        k: Any,
+        active: Any,
+        particles: Any,
+        previous: Any,
+        before: tuple[Tensor, Tensor | None],
+        origin: tuple[Any, ...],
     ) -> Step:
         """The step of given particles; ``before``: their log-weights, and where some series may be idle, weights."""
-        active, (log_weights, old_weights) = self._active[k], before
+        log_weights, old_weights = before
         factor = None if active is False else self.fk.log_potential(k, previous, particles)
         total, new_log_weights, weights, ess = normalise(log_weights, factor)
         if active is not None:

@@ -37,6 +37,9 @@ class TransportResampling(Resampling):
         regularisation: :math:`\\epsilon`; the smaller, the closer to unregularised transport, and the more iterations.
         tolerance: largest relative error of a new weight.
         max_iterations: of Sinkhorn, a step.
+        num_iterations: exactly so many instead, without a look at the error, which would wait for a GPU and cannot be
+            captured in a CUDA graph; what they leave stays in the new weights. The gradient is then that of the
+            converged plan, as far as it is one.
 
     Raises:
         ValueError: an argument is not positive.
@@ -56,15 +59,23 @@ class TransportResampling(Resampling):
 
     smooth = True
 
-    def __init__(self, regularisation: float = 0.5, tolerance: float = 1e-4, max_iterations: int = 1000) -> None:
+    def __init__(
+        self,
+        regularisation: float = 0.5,
+        tolerance: float = 1e-4,
+        max_iterations: int = 1000,
+        num_iterations: int | None = None,
+    ) -> None:
         for name, value in (
             ("regularisation", regularisation),
             ("tolerance", tolerance),
             ("max_iterations", max_iterations),
+            ("num_iterations", 1 if num_iterations is None else num_iterations),
         ):
             if not value > 0:
                 raise ValueError(f"`{name}` must be greater than 0, got {value}")
         self.regularisation, self.tolerance, self.max_iterations = regularisation, tolerance, max_iterations
+        self.num_iterations, self.reads = num_iterations, num_iterations is None
 
     def rows(self, num_particles: int) -> int:
         return 0
@@ -72,7 +83,8 @@ class TransportResampling(Resampling):
     def __call__(self, weighted: Weighted, uniforms: Tensor) -> Resampled:
         batch = weighted.weights.shape[1:]
         cost = _distances(weighted.states().movedim(0, -2)) / self.regularisation
-        plan = transport_plan(cost, weighted.log_weights.movedim(0, -1), self.tolerance, self.max_iterations)
+        log_weights = weighted.log_weights.movedim(0, -1)
+        plan = transport_plan(cost, log_weights, self.tolerance, self.max_iterations, self.num_iterations)
         mass = plan.logsumexp(-1)
         mixing = (plan - mass.unsqueeze(-1)).exp()  # (*batch, N, N), rows sum to 1
         particles = tree_mix(weighted.particles, mixing, batch, type(self).__name__)

@@ -2,7 +2,7 @@
 // once.
 
 constexpr i64 MAX_TAPS = 64;    // pointers of the window on the stack
-constexpr i64 SUMMED = 64;      // steps whose part of the gradient of the weights is summed before it is added in double
+constexpr i64 SUMMED = 64;      // steps whose part of the gradient of the weights is summed in singles first
 
 // Which channels of which row of the batch.
 struct Strip {
@@ -51,9 +51,11 @@ template <class T, int TAPS>  // TAPS: their number, or 0 for any
 static inline void weigh(T* __restrict y, const T* __restrict bias, const Window<T>& w) {
     const i64 n = w.s.width;
     if (TAPS == 4) {
-        const T *__restrict a = w.past[0], *__restrict b = w.past[1], *__restrict c = w.past[2], *__restrict d = w.past[3];
+        const T *__restrict a = w.past[0], *__restrict b = w.past[1];
+        const T *__restrict c = w.past[2], *__restrict d = w.past[3];
         const T* __restrict v = w.weight;
-        for (i64 i = 0; i < n; ++i) y[i] = bias[i] + a[i] * v[i] + b[i] * v[n + i] + c[i] * v[2 * n + i] + d[i] * v[3 * n + i];
+        for (i64 i = 0; i < n; ++i)
+            y[i] = bias[i] + a[i] * v[i] + b[i] * v[n + i] + c[i] * v[2 * n + i] + d[i] * v[3 * n + i];
         return;
     }
     for (i64 i = 0; i < n; ++i) y[i] = bias[i];

@@ -5,9 +5,12 @@
 
 #include "library.h"
 
+enum { BANK_STEPS = 64, BANK_BYTES = 64 };  // of a block of lanes, a register of the widest kind; known to Python
+
 // a, b, C and states are complex: pairs of numbers. Strides count numbers; 0 repeats. The dims named in brackets are
 // contiguous. Every field is eight bytes wide: Python fills the struct as one array of integers, in this order.
 struct BankArgs {
+    enum { STEPS = BANK_STEPS };        // of a segment
     i64 doubles;                        // 1: all numbers are doubles; 0: floats
     i64 batch, times, channels, n;      // n states a channel
     const void* u; i64 u_b, u_t;        // (channels)
@@ -19,7 +22,7 @@ struct BankArgs {
     // results, contiguous
     void* y;                            // (batch, times, channels)
     void* final;                        // (batch, channels, n, 2)
-    void* kept;                         // for the backward pass, the states before every BANK_STEPS steps; null = not wanted
+    void* kept;                         // for the backward pass, the states before every STEPS steps; null = not wanted
     void* parallel_for;                 // torch_parallel_for, or null for one thread
     // backward: gradients of y and final, contiguous, or null; those of the arguments, contiguous, of every row of the
     // batch, or null where they are not wanted
@@ -31,5 +34,3 @@ struct BankArgs {
     void* grad_C;
     void* grad_initial;
 };
-
-enum { BANK_STEPS = 64, BANK_BYTES = 64 };  // of a block of lanes, a register of the widest kind; known to Python

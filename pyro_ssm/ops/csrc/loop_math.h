@@ -73,6 +73,13 @@ static inline float logarithm_of_any(float x) {
 }
 static inline double logarithm_of_any(double x) { return std::log(x); }
 
+// 1 / x of a positive number far from the ends of the range: three steps of Newton's from a guess within 12 %.
+static inline float reciprocal(float x) {
+    float r = bits_of<float>(0x7ef311c3u - bits_of<uint32_t>(x));
+    for (int i = 0; i < 3; ++i) r += r * (1.0f - x * r);
+    return r;
+}
+
 // Sine and cosine of |x| <= pi / 4.
 static inline float sine(float x) {
     const float q = x * x;

@@ -1,56 +1,10 @@
-// One step of a filter whose particles move by an affine Gaussian law with independent noise: weigh the cloud of step k,
-// resample the series whose effective sample size is low, move to step k + 1. The sequence of
+// One step of a filter whose particles move by a normal law with independent coordinates: weigh the cloud of step k,
+// resample the series whose effective sample size is low, move to step k + 1 (particle_move.h). The sequence of
 // pyro_ssm/infer/smc/stepper.py, on memory that the caller owns.
 //
 // Between steps a log-weight is log W = (l - top) - log_sum with two numbers a series: the next step subtracts them as it
 // adds its potential, in one pass in which the largest is found as it goes; weights are made where they are resampled.
-
-// The column of each series of which `chosen` is 0, from one array of rows of series * width numbers to another.
-template <class T>
-static void keep_others(const uint8_t* chosen, const T* from, i64 n, i64 series, i64 width, T* to) {
-    for (i64 s = 0; s < series; ++s)
-        if (!chosen[s])
-            for (i64 i = 0; i < n; ++i)
-                for (i64 c = 0; c < width; ++c) to[(i * series + s) * width + c] = from[(i * series + s) * width + c];
-}
-
-// out = A x[from] + b + s e, each series by its own A, b, s or all by one.
-template <class T>
-static void move_chosen(const ParticleStep<T>& job, const int32_t* from) {
-    const i64 n = job.n, series = job.series, dim = job.dim;
-    const T *A = job.matrix, *b = job.offset, *s = job.scale, *e = job.noise, *x = job.state;
-    T* out = job.moved;
-    if (dim == 1 && series == 1) {
-        const T a0 = A[0], b0 = b[0], s0 = s[0];
-        for (i64 i = 0; i < n; ++i) out[i] = a0 * x[from[i]] + b0 + s0 * e[i];
-        return;
-    }
-    for (i64 i = 0; i < n; ++i)
-        for (i64 v = 0; v < series; ++v, e += dim, out += dim) {
-            const T *z = x + (from[i * series + v] * series + v) * dim;
-            const T *a = A + job.own * v * dim * dim, *bv = b + job.own * v * dim, *sv = s + job.own * v * dim;
-            for (i64 r = 0; r < dim; ++r) {
-                T sum = bv[r] + sv[r] * e[r];
-                for (i64 c = 0; c < dim; ++c) sum += a[r * dim + c] * z[c];
-                out[r] = sum;
-            }
-        }
-}
-// out = A x + b + s e
-template <class T> static void move_all(const ParticleStep<T>& job) {
-    if (!job.own)
-        return affine_draw(job.state, job.noise, job.matrix, job.offset, job.scale, job.n * job.series, job.dim, job.moved);
-    const i64 series = job.series, dim = job.dim;
-    const T *e = job.noise, *x = job.state;
-    T* out = job.moved;
-    for (i64 i = 0; i < job.n; ++i)
-        for (i64 v = 0; v < series; ++v, x += dim, e += dim, out += dim)
-            for (i64 r = 0; r < dim; ++r) {
-                T sum = job.offset[v * dim + r] + job.scale[v * dim + r] * e[r];
-                for (i64 c = 0; c < dim; ++c) sum += job.matrix[(v * dim + r) * dim + c] * x[c];
-                out[r] = sum;
-            }
-}
+// `fresh` says that all of them are -log n, where every series was resampled: then nobody has written them.
 
 // fn(l) for each lane l of series s.
 template <class Fn> static inline void lanes_of(i64 s, i64 lanes, i64 series, Fn fn) {
@@ -62,6 +16,8 @@ template <class T> static inline void spread(const T* x, i64 lanes, i64 series, 
     for (i64 s = 0; s < series; ++s) lanes_of(s, lanes, series, [&](i64 l) { out[l] = x[s]; });
 }
 
+template <class T> static inline T log_equal(const ParticleStep<T>& job) { return (T)-std::log((double)job.n); }
+
 // A tile of rows of LANES or fewer neighbours (normalise.h): l = (l - top) - log_sum + potential where `active` says so, with
 // sums of e^(l - reference) and their squares in each lane; the reference is the largest yet, one for a series.
 template <class T> class Weighing {
@@ -69,11 +25,13 @@ template <class T> class Weighing {
     double sums[LANES] = {}, squares[LANES] = {};
     int32_t active[LANES];
     i64 lanes, series;
-    bool all;
+    bool all, fresh;
+    T equal;
 
   public:
-    Weighing(const T* tops, const T* log_sums, const uint8_t* is_active, i64 num_lanes, i64 num_series)
-        : lanes(num_lanes), series(num_series), all(!is_active) {
+    Weighing(const ParticleStep<T>& job, i64 s, const uint8_t* is_active, i64 num_lanes, i64 num_series)
+        : lanes(num_lanes), series(num_series), all(!is_active), fresh(job.fresh), equal(log_equal(job)) {
+        const T *tops = job.pending + s, *log_sums = tops + job.series;
         spread(tops, lanes, series, top);
         spread(log_sums, lanes, series, log_sum);
         for (i64 s = 0; s < series; ++s)
@@ -93,12 +51,15 @@ template <class T> class Weighing {
         int32_t on[LANES];
         std::memcpy(t, top, sizeof t), std::memcpy(c, log_sum, sizeof c), std::memcpy(most, largest, sizeof most);
         std::memcpy(on, active, sizeof on);
-        const bool every = all;
+        const bool every = all, unwritten = fresh;
+        const T equal_weight = equal;
         rows_of(rows, lanes, stride, tail, [&](i64, i64 at, int num) {
             T* x = l_w + at;
             const T* p = potential + at;
             T found[LANES];
-            if (every)
+            if (unwritten)
+                for (int l = 0; l < num; ++l) found[l] = on[l] ? equal_weight + p[l] : equal_weight;
+            else if (every)
                 for (int l = 0; l < num; ++l) found[l] = (x[l] - t[l]) - c[l] + p[l];
             else
                 for (int l = 0; l < num; ++l) found[l] = on[l] ? (x[l] - t[l]) - c[l] + p[l] : x[l];
@@ -176,7 +137,7 @@ template <class T> static void weigh(ParticleStep<T>& job) {
         for (i64 s = 0; s < series; s += LANES) {
             const i64 lanes = series - s < LANES ? series - s : LANES;
             const uint8_t* active = job.active ? job.active + s : nullptr;
-            Weighing<T> weighing(tops + s, log_sums + s, active, lanes, lanes);
+            Weighing<T> weighing(job, s, active, lanes, lanes);
             for (i64 r = 0; r < n; r += ROWS)
                 weighing.tile(job.log_weights + r * series + s, potential + r * series + s, n - r < ROWS ? n - r : ROWS,
                               series, 0);
@@ -185,7 +146,7 @@ template <class T> static void weigh(ParticleStep<T>& job) {
         return;
     }
     const i64 k = LANES / series, lanes = n < k ? series * n : series * k, tile = ROWS * k;
-    Weighing<T> weighing(tops, log_sums, job.active, lanes, series);
+    Weighing<T> weighing(job, 0, job.active, lanes, series);
     for (i64 i = 0; i < n; i += tile) {
         const i64 num = n - i < tile ? n - i : tile;
         if (density) densities(i, num, job.densities);
@@ -198,6 +159,7 @@ template <class T> static void weigh(ParticleStep<T>& job) {
 // A step without observation: only the effective sample size.
 template <class T> static void measure(ParticleStep<T>& job) {
     const i64 n = job.n, series = job.series;
+    if (job.fresh) std::fill(job.log_weights, job.log_weights + n * series, log_equal(job));
     each_weight(job, job.weights, [](T x, T) { return exponential(x); });
     for (i64 s = 0; s < series; ++s) {
         double one = 0, two = 0;
@@ -210,41 +172,61 @@ template <class T> static void measure(ParticleStep<T>& job) {
     }
 }
 
-template <class T> static void step(ParticleStep<T>& job) {
+// The series to resample before step k + 1; whether there is one, and whether it is all of them.
+template <class T> static std::pair<bool, bool> choose_series(const ParticleStep<T>& job, uint8_t* need) {
+    bool any = false, every = true;
+    for (i64 s = 0; s < job.series; ++s) {
+        const bool uneven = job.always || (double)job.ess[job.k * job.series + s] < job.least_ess;
+        need[s] = uneven && (!job.alive || job.alive[s]);
+        any = any || need[s], every = every && need[s];
+    }
+    return {any, every};
+}
+
+// Resamples and moves. Where a particle is one number and nobody asks for the ancestors, that number goes to the offspring
+// at once; otherwise the move reads it by the ancestors. The weights of those who were resampled are equal then.
+template <class T> static void resample_and_move(ParticleStep<T>& job, const uint8_t* need, bool every) {
     const i64 n = job.n, series = job.series;
+    each_weight(job, job.weights, [](T x, T) { return exponential(x); });
+    const double* u = uniforms_of(job);
+    if (job.dim == 1 && !job.each_scale && !job.kept_ancestors) {
+        ParticleStep<T> copies = job;
+        const T*& from = job.mean ? copies.mean : copies.state;
+        const auto value = [x = from, series](i64 i, i64 s) { return x[i * series + s]; };
+        chosen_by(job.resampling, job.weights, u, need, n, series, job.densities, value);
+        from = job.densities;
+        move(copies, false);
+    } else {
+        chosen_by(job.resampling, job.weights, u, need, n, series, job.ancestors, [](i64 i, i64) { return (int32_t)i; });
+        if (job.kept_ancestors) std::copy(job.ancestors, job.ancestors + n * series, job.kept_ancestors);
+        move(job, true);
+    }
+    job.fresh = every;
+    const T equal = log_equal(job);
+    for (i64 i = 0; i < n && !every; ++i)
+        for (i64 s = 0; s < series; ++s) {
+            T* l = job.log_weights + i * series + s;
+            *l = need[s] ? equal : *l;
+        }
+    for (i64 s = 0; s < series; ++s)
+        if (need[s]) job.pending[s] = job.pending[series + s] = 0;
+}
+
+template <class T> static void step(ParticleStep<T>& job) {
     if (job.potential || job.density_scale)
         weigh(job);
     else
         measure(job);
+    job.fresh = 0;
+    T* kept = job.moved ? job.kept_log_weights : job.log_weights;
+    if (kept) each_weight(job, kept, [](T x, T log_sum) { return x - log_sum; });
     if (job.moved) {
-        uint8_t* need = job.resampled + (job.k + 1) * series;
-        bool any = false;
-        for (i64 s = 0; s < series; ++s) {
-            const bool uneven = job.always || (double)job.ess[job.k * series + s] < job.least_ess;
-            need[s] = uneven && (!job.alive || job.alive[s]);
-            any = any || need[s];
-        }
-        if (any) {
-            each_weight(job, job.weights, [](T x, T) { return exponential(x); });
-            if (job.resampling == STRATIFIED)
-                ancestors_of<STRATIFIED>(job.weights, job.uniforms, need, n, series, job.ancestors);
-            else
-                ancestors_of<SYSTEMATIC>(job.weights, job.uniforms, need, n, series, job.ancestors);
-            const T log_equal = (T)-std::log((double)n);
-            for (i64 i = 0; i < n; ++i)
-                for (i64 s = 0; s < series; ++s) {
-                    T* l = job.log_weights + i * series + s;
-                    *l = need[s] ? log_equal : *l;
-                }
-            for (i64 s = 0; s < series; ++s)
-                if (need[s]) job.pending[s] = job.pending[series + s] = 0;
-            move_chosen(job, job.ancestors);
-        } else {
-            move_all(job);
-        }
-        if (job.alive) keep_others(job.alive, job.state, n, series, job.dim, job.moved);
-    } else {
-        each_weight(job, job.log_weights, [](T x, T log_sum) { return x - log_sum; });
+        uint8_t* need = job.resampled + (job.k + 1) * job.series;
+        const auto [any, every] = choose_series(job, need);
+        if (any)
+            resample_and_move(job, need, every);
+        else
+            move(job, false);
     }
     ++job.k;
 }

@@ -10,26 +10,36 @@ enum ResamplingScheme { SYSTEMATIC = 0, STRATIFIED = 1, POINTS = 2 };
 // See particle_step.h; every field has eight bytes, as in ops/particle_step.py. Pointers that may be null say so.
 template <class T> struct ParticleStep {
     i64 k, n, series, dim;
+    i64 fresh;                 // 1: all log-weights are -log n, whatever stands there; 1 at first
     T *log_weights, *weights;  // (n, series): of total 1 after the last step, in between see particle_step.h; memory
     T* pending;                // (2, series), 0 at first
     T *total, *ess;            // (time, series)
     // the log potential of step k (n, series): given, or a normal density, or null for a step without observation
     const T *potential, *value, *density_loc, *density_scale;
     i64 value_whole, loc_whole, scale_whole, obs_dim;
-    T* densities;           // (n, series), memory for them
+    T* densities;           // (n * series + SPARE), memory for them, and for numbers of the ancestors
     const uint8_t* active;  // (series): 0 where nothing was observed; null: no such series
+    // what a caller wants to keep of the cloud of step k (n, series), or null
+    T* kept_log_weights;
+    i64* kept_ancestors;  // of step k + 1; written where a series is resampled
     // resampling before step k + 1
     i64 always;
     double least_ess;
     i64 resampling;
-    const double* uniforms;  // (rows, series)
+    const double* uniforms;  // (rows, series); null: drawn here
+    double* drawn;           // (rows, series), memory for them
     const uint8_t* alive;    // (series): 0 where a series has ended by step k + 1; null: no such series
     uint8_t* resampled;      // (time, series)
-    int32_t* ancestors;      // (n * series + 4), memory for them
+    int32_t* ancestors;      // (n * series + SPARE), memory for them
     // the move to step k + 1; moved is null at the last step
-    const T *state, *noise, *matrix, *offset, *scale;
-    i64 own;  // 1: matrix (series, dim, dim), offset and scale (series, dim); 0: one for all series
+    const T *state, *noise;            // (n, series, dim); without noise, float32 normals are drawn here
+    const T *mean, *matrix, *offset;   // mean (n, series, dim), or null: then matrix and offset
+    const T* scale;
+    i64 own;         // 1: matrix (series, dim, dim), offset and scale (series, dim); 0: one for all series
+    i64 each_scale;  // 1: scale (n, series, dim)
     T* moved;
+    i64 seed, uniform_seed;  // of the run, for what is drawn here
+    void* parallel_for;      // of torch; null: one thread
 };
 
 struct ParticleCode {

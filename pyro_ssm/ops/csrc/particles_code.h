@@ -14,16 +14,18 @@
 namespace PYRO_SSM_ISA {
 namespace {
 #include "loop_math.h"
+#include "parallel.h"
 #include "gaussian.h"
 #include "normalise.h"
 #include "random.h"
 #include "resampling.h"
+#include "particle_move.h"
 #include "particle_step.h"
 }  // namespace
 extern const ParticleCode code = {
     normalise<float>,        normalise<double>,        normals,             affine_draw<float>,
     affine_draw<double>,     normal_density<float>,    normal_density<double>,
-    ancestors<float, i64>,   ancestors<double, i64>,   ancestors_of_counts, take,
+    ancestors<float>,        ancestors<double>,        ancestors_of_counts, take,
     particle_step<float>,    particle_step<double>};
 }  // namespace PYRO_SSM_ISA
 #endif

@@ -68,17 +68,18 @@ template <class T> static inline double block_total(const T* w, i64 num) {
     return total;
 }
 
-// One series: weights and ancestors next to each other; ancestors have room for n + SPARE, sums for a number a block and
+// One series: weights and results next to each other, uniforms `stride` apart. To the places of each particle's offspring
+// goes value(i): i itself, or something of the particle. Results have room for n + SPARE, sums for a number a block and
 // one. A block's sums begin and end where the sums of whole blocks say: what rounding leaves over falls to its last
 // particle of positive weight.
-constexpr i64 SPARE = 4;
-template <ResamplingScheme scheme, class T>
-static void one_series(const T* w, const double* u, i64 n, double* bases, int32_t* out) {
+constexpr i64 SPARE = 8;
+template <ResamplingScheme scheme, class T, class Out, class Value>
+static void one_series(const T* w, const double* u, i64 stride, i64 n, double* bases, Out* out, Value value) {
     const i64 blocks = (n + BLOCK - 1) / BLOCK;
     bases[0] = 0;
     for (i64 b = 0; b < blocks; ++b)
         bases[b + 1] = bases[b] + block_total(w + b * BLOCK, n - b * BLOCK < BLOCK ? n - b * BLOCK : BLOCK);
-    PointsBelow below(scheme, n, bases[blocks], u, 1);
+    PointsBelow below(scheme, n, bases[blocks], u, stride);
     double sums[BLOCK];
     int32_t ends[BLOCK];
     i64 begin = 0;
@@ -89,70 +90,56 @@ static void one_series(const T* w, const double* u, i64 n, double* bases, int32_
         const i64 limit = b == blocks - 1 ? n : below.upto<scheme>(bases[b + 1]);  // also of NaN
         for (i64 i = 0; i < num; ++i) {
             const i64 end = ends[i] < limit ? ends[i] : limit;
-            int32_t* to = out + begin;
-            to[0] = to[1] = to[2] = to[3] = (int32_t)(at + i);  // the next particle overwrites what was too many
-            for (i64 j = begin + 4; j < end; ++j) out[j] = (int32_t)(at + i);
+            const Out found = value(at + i);
+            Out* to = out + begin;
+            for (int j = 0; j < SPARE; ++j) to[j] = found;  // the next particle overwrites what was too many
+            for (i64 j = begin + SPARE; j < end; ++j) out[j] = found;
             begin = end;
         }
         if (begin == limit) continue;
         i64 last = num - 1;
         while (last > 0 && !(w[at + last] > 0)) --last;
-        for (; begin < limit; ++begin) out[begin] = (int32_t)(at + last);
+        for (; begin < limit; ++begin) out[begin] = value(at + last);
     }
 }
 
-// Up to PIECES series out of many, side by side: their weights and ancestors stand in columns.
-template <ResamplingScheme scheme, class T, class Index>
-static void some_series(const T* w, const double* u, i64 n, i64 stride, const i64* which, i64 num, int32_t* lines,
-                        Index* out) {
-    double total[PIECES] = {}, sum[PIECES] = {};
-    i64 begin[PIECES] = {};
-    PointsBelow below[PIECES];
-    for (i64 i = 0; i < n; ++i)
-        for (i64 s = 0; s < num; ++s) total[s] += (double)w[i * stride + which[s]];
-    for (i64 s = 0; s < num; ++s) below[s] = PointsBelow(scheme, n, total[s], u + which[s], stride);
-    for (i64 i = 0; i < n; ++i)
-        for (i64 s = 0; s < num; ++s) {
-            sum[s] += (double)w[i * stride + which[s]];
-            const i64 found = below[s].template upto<scheme>(sum[s]), end = i == n - 1 ? n : found;
-            place(lines + s * n, n, begin[s], end, i);
-            begin[s] = end > begin[s] ? end : begin[s];
-        }
-    for (i64 i = 0; i < n; ++i)
-        for (i64 s = 0; s < num; ++s) out[i * stride + which[s]] = (Index)lines[s * n + i];
-}
-
-// weights and ancestors (n, series), uniforms (rows, series); need (series), or null for all: where it is 0, a particle is
-// its own ancestor. Ancestors of 4 bytes have room for SPARE more.
-template <ResamplingScheme scheme, class T, class Index>
-static void ancestors_of(const T* w, const double* u, const uint8_t* need, i64 n, i64 series, Index* out) {
-    if (series == 1 && (!need || need[0])) {
-        std::unique_ptr<double[]> bases(new double[(size_t)(n / BLOCK + 2)]);
-        if constexpr (sizeof(Index) == sizeof(int32_t)) return one_series<scheme>(w, u, n, bases.get(), (int32_t*)out);
-        std::unique_ptr<int32_t[]> line(new int32_t[(size_t)(n + SPARE)]);
-        one_series<scheme>(w, u, n, bases.get(), line.get());
-        for (i64 i = 0; i < n; ++i) out[i] = (Index)line[i];
-        return;
-    }
-    if (need)
-        for (i64 i = 0; i < n; ++i)
-            for (i64 s = 0; s < series; ++s) out[i * series + s] = (Index)i;
-    std::unique_ptr<int32_t[]> lines(new int32_t[(size_t)(PIECES * n)]);
+// weights (n, series), uniforms (rows, series); need (series), or null for all: where it is 0, a particle is its own
+// ancestor. Results (n, series), with room for SPARE more: value(i, s) of the ancestors.
+template <ResamplingScheme scheme, class T, class Out, class Value>
+static void chosen_of(const T* w, const double* u, const uint8_t* need, i64 n, i64 series, Out* out, Value value) {
+    std::unique_ptr<double[]> bases(new double[(size_t)(n / BLOCK + 2)]);
+    if (series == 1 && (!need || need[0]))
+        return one_series<scheme>(w, u, 1, n, bases.get(), out, [=](i64 i) { return value(i, 0); });
+    std::unique_ptr<T[]> columns(new T[(size_t)(PIECES * n)]);
+    std::unique_ptr<Out[]> lines(new Out[(size_t)(PIECES * n + SPARE)]);
     i64 which[PIECES], num = 0;
     for (i64 s = 0; s < series; ++s) {
         if (!need || need[s]) which[num++] = s;
-        if (num && (num == PIECES || s == series - 1)) {
-            some_series<scheme>(w, u, n, series, which, num, lines.get(), out);
-            num = 0;
-        }
+        if (!num || (num < PIECES && s < series - 1)) continue;
+        for (i64 i = 0; i < n; ++i)
+            for (i64 c = 0; c < num; ++c) columns[c * n + i] = w[i * series + which[c]];
+        for (i64 c = 0; c < num; ++c)  // in this order: each writes a little into the next
+            one_series<scheme>(columns.get() + c * n, u + which[c], series, n, bases.get(), lines.get() + c * n,
+                               [=, s = which[c]](i64 i) { return value(i, s); });
+        for (i64 i = 0; i < n; ++i)
+            for (i64 c = 0; c < num; ++c) out[i * series + which[c]] = lines[c * n + i];
+        num = 0;
     }
+    for (i64 s = 0; need && s < series; ++s)
+        for (i64 i = 0; !need[s] && i < n; ++i) out[i * series + s] = value(i, s);
 }
-template <class T, class Index>
-static int ancestors(i64 scheme, const T* w, const double* u, const uint8_t* need, i64 n, i64 series, Index* out) {
+template <class T, class Out, class Value>
+static void chosen_by(i64 scheme, const T* w, const double* u, const uint8_t* need, i64 n, i64 series, Out* out, Value value) {
+    if (scheme == SYSTEMATIC) chosen_of<SYSTEMATIC>(w, u, need, n, series, out, value);
+    if (scheme == STRATIFIED) chosen_of<STRATIFIED>(w, u, need, n, series, out, value);
+    if (scheme == POINTS) chosen_of<POINTS>(w, u, need, n, series, out, value);
+}
+template <class T>
+static int ancestors(i64 scheme, const T* w, const double* u, const uint8_t* need, i64 n, i64 series, i64* out) {
     try {
-        if (scheme == SYSTEMATIC) ancestors_of<SYSTEMATIC>(w, u, need, n, series, out);
-        if (scheme == STRATIFIED) ancestors_of<STRATIFIED>(w, u, need, n, series, out);
-        if (scheme == POINTS) ancestors_of<POINTS>(w, u, need, n, series, out);
+        std::unique_ptr<int32_t[]> found(new int32_t[(size_t)(n * series + SPARE)]);
+        chosen_by(scheme, w, u, need, n, series, found.get(), [](i64 i, i64) { return (int32_t)i; });
+        for (i64 i = 0; i < n * series; ++i) out[i] = found[i];
     } catch (const std::bad_alloc&) { return 1; }
     return 0;
 }

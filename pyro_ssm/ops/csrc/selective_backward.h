@@ -1,126 +1,149 @@
 // The gradient of the scan: chunk by chunk from the last, each first run forward again from the state that was kept.
 
-// Sums over the channels of a part: gradients of B and C, for NB states at a time (Q, NB), and of the gap (Q).
-template <class T> struct Sums { T *B, *C, *gap; };
-
-// sums (ROWS) += the sums over the lanes of x (ROWS, W); x is used up.
-template <class T, int ROWS> SIMD_INLINE void fold(T* sums, typename Simd<T>::V* x) {
-    typedef Simd<T> S;
-    for (int r = 0; r < ROWS; r += S::W) S::store(sums + r, S::load(sums + r) + S::totals(x + r));
-}
-
 // Of one tile and chunk.
-template <class T> struct Local {
+template <class T> struct Local : Steps<T> {
     typedef typename Simd<T>::V V;
-    alignas(64) V out[Q];  // gradient of C h + D u
-    V value[Q];            // C h + D u
-    V decay[Q], of_decay[Q];  // SHARED: the decay and its gradient
+    V out[Q], value[Q];         // the gradient of C h + D u, and that sum itself
     V of_delta[Q], of_drive[Q];
-    V soft[Q], slope[Q];      // of the step before its gap; the slope of softplus
-    V gate[Q];                // logistic(z)
+    V decay[Q], of_decay[Q];    // SHARED: the decay and its gradient
+    V soft[Q], slope[Q];        // of the step before its gap; the slope of softplus
+    V gate[Q];                  // logistic(z)
 };
 
-template <class T, bool SHARED, int NB>
-static inline void retreat(const Row<T>& r, i64 k, const T* A, const T* before, T* adjoint,
-                           double* of_A, Local<T>& g, const Sums<T>& sums) {
+// Of one step, NB states of a tile on their way back. In one struct: arrays whose distance is a multiple of 4096 bytes
+// would be taken for each other by processors that compare twelve bits of an address.
+template <class T, int NB, bool WEIGHTED> struct Trail {
+    typedef typename Simd<T>::V V;
+    alignas(64) V before[NB];      // the state before the step
+    V decay[NB];                   // a
+    V weight[WEIGHTED ? NB : 1];   // w
+    V B[NB], C[NB];                // what the tiles so far add to their gradients
+};
+
+// Where the states before a chunk stand: k + 1 follows k by `next` numbers; the first `count` lanes.
+template <class T> struct Start { const T* from; i64 next, count; };
+
+// A block of NB states: forward again from the start of the chunk, then back.
+template <class T, int RULE, int NB>
+static inline void retreat(const Row<T>& r, i64 k, const T* A, const Start<T>& start, T* adjoint, double* of_A,
+                           Local<T>& g, Trail<T, NB, Rule<T, RULE>::weighted>* trail, bool first) {
     typedef Simd<T> S;
+    typedef Rule<T, RULE> R;
     typedef typename S::V V;
     constexpr i64 W = S::W;
-    alignas(64) V after[(Q + 1) * NB], decay[SHARED ? 1 : Q * NB];
-    alignas(64) V from_B[Q * NB], from_C[Q * NB];
-    V x[NB], rate[NB], rate_sum[NB];
-    for (i64 i = r.steps * NB; i < Q * NB; ++i) from_B[i] = from_C[i] = V{};
+    const V none[NB] = {};
+    V h[NB], rate[NB];
     for (int j = 0; j < NB; ++j) {
-        after[j] = S::load(before + (k + j) * W);
-        rate[j] = SHARED ? V{} : S::load(A + (k + j) * W);
-        x[j] = S::load(adjoint + (k + j) * W);
-        rate_sum[j] = V{};
+        h[j] = S::load(start.from + (k + j) * start.next, start.count);
+        rate[j] = RULE == SHARED ? V{} : S::load(A + (k + j) * W);
     }
     for (i64 q = 0; q < r.steps; ++q) {
         const T *B = r.B + q * r.n + k, *C = r.C + q * r.n + k;
-        V* h = after + q * NB;
-        const V delta = r.delta[q], drive = r.drive[q], shared = SHARED ? g.decay[q] : V{};
-        V y = g.value[q];
+        auto& row = trail[q];
+        const V delta = g.delta[q], drive = g.drive[q], shared = RULE == SHARED ? g.decay[q] : V{};
+        for (int j = 0; j < NB; ++j) row.before[j] = h[j];
+        if (r.fresh[q]) for (int j = 0; j < NB; ++j) h[j] = V{};
         for (int j = 0; j < NB; ++j) {
-            const V a = SHARED ? shared : Elementary<T>::exp(delta * rate[j]);
-            if (!SHARED) decay[q * NB + j] = a;
-            h[NB + j] = (r.fresh[q] ? V{} : a * h[j]) + drive * B[j];
-            y += h[NB + j] * C[j];
+            V w;
+            const V a = RULE == SHARED ? shared : R::decay(delta * rate[j], &w);
+            if (RULE != SHARED) row.decay[j] = a;
+            if (R::weighted) row.weight[j] = w;
+            h[j] = a * h[j] + (R::weighted ? drive * w : drive) * B[j];
         }
+        if (!r.a.grad_z) continue;
+        V y = g.value[q];
+        for (int j = 0; j < NB; ++j) y += h[j] * C[j];
         g.value[q] = y;
     }
+    V x[NB], rate_sum[NB];
+    for (int j = 0; j < NB; ++j) { x[j] = S::load(adjoint + (k + j) * W); rate_sum[j] = V{}; }
     for (i64 q = r.steps - 1; q >= 0; --q) {
         const T *B = r.B + q * r.n + k, *C = r.C + q * r.n + k;
-        const V* h = after + q * NB;
-        const V out = g.out[q], delta = r.delta[q], drive = r.drive[q], shared = SHARED ? g.decay[q] : V{};
-        V of_delta = V{}, of_drive = g.of_drive[q], of_decay = V{};
+        auto& row = trail[q];
+        const V out = g.out[q], delta = g.delta[q], drive = g.drive[q], shared = RULE == SHARED ? g.decay[q] : V{};
+        const V *sum_B = first ? none : row.B, *sum_C = first ? none : row.C;
+        V of_delta = V{}, of_drive = V{};
         for (int j = 0; j < NB; ++j) {
             x[j] += out * C[j];
-            of_drive += x[j] * B[j];
-            from_B[q * NB + j] = x[j] * drive;
-            from_C[q * NB + j] = out * h[NB + j];
-            if (r.fresh[q]) { x[j] = V{}; continue; }
-            const V a = SHARED ? shared : decay[q * NB + j];
-            if (SHARED) {
-                of_decay += x[j] * h[j];
-                x[j] = x[j] * a;
+            const V w = R::weighted ? row.weight[j] : V{}, a = RULE == SHARED ? shared : row.decay[j];
+            const V to_B = R::weighted ? x[j] * w : x[j];
+            of_drive += to_B * B[j];
+            row.B[j] = sum_B[j] + to_B * drive;
+            row.C[j] = sum_C[j] + out * h[j];
+            h[j] = row.before[j];
+            const V past = r.fresh[q] ? V{} : h[j];
+            if (RULE == SHARED) {
+                of_delta += x[j] * past;
             } else {
-                x[j] = x[j] * a;
-                const V of_exponent = x[j] * h[j];
+                const V of_w = R::weighted ? x[j] * drive * B[j] : V{};
+                const V of_exponent = R::exponent(delta * rate[j], a, w, x[j], past, of_w);
                 of_delta += of_exponent * rate[j];
                 rate_sum[j] += of_exponent * delta;
             }
+            x[j] = x[j] * a;
         }
-        g.of_drive[q] = of_drive;
-        if (SHARED) g.of_decay[q] += of_decay;
-        else g.of_delta[q] += of_delta;
+        if (r.fresh[q]) for (int j = 0; j < NB; ++j) x[j] = V{};
+        g.of_drive[q] += of_drive;
+        (RULE == SHARED ? g.of_decay : g.of_delta)[q] += of_delta;
     }
     for (int j = 0; j < NB; ++j) {
         S::store(adjoint + (k + j) * W, x[j]);
-        if (!SHARED) S::add_to(of_A + (k + j) * W, rate_sum[j]);
+        if (RULE != SHARED) S::add_to(of_A + (k + j) * W, rate_sum[j]);
     }
-    fold<T, Q * NB>(sums.B + k * Q, from_B);
-    fold<T, Q * NB>(sums.C + k * Q, from_C);
 }
 
-template <class T, bool SHARED> struct Backward {
+// sums (Q, NB) += the sums over channels of what `field` holds for each of the steps.
+template <class T, int NB, class Row, class Field>
+static inline void fold(T* sums, const Row* trail, i64 steps, Field field) {
+    typedef Simd<T> S;
+    constexpr i64 W = S::W;
+    for (i64 row = 0; row < steps * NB; row += W) {
+        typename S::V x[W];
+        for (i64 i = 0; i < W; ++i) x[i] = field(trail[(row + i) / NB])[(row + i) % NB];
+        S::store(sums + row, S::load(sums + row) + S::totals(x));
+    }
+}
+
+template <class T, int RULE> struct Backward {
     typedef Simd<T> S;
     typedef Elementary<T> E;
+    typedef Rule<T, RULE> R;
     typedef typename S::V V;
-    static constexpr i64 W = S::W;
+    static constexpr i64 W = S::W, TOGETHER = 4;  // tiles whose sums over channels are taken together
     static constexpr int NB = 4;
     const SelectiveArgs& a;
     Row<T> r;
-    Local<T> g;
-    Sums<T> sums;
-    T *adjoint, *before;
+    Local<T> local[TOGETHER];
+    T *adjoint, *sum_B, *sum_C, *sum_gap;  // sums over the channels of a part: (Q, n) in blocks of NB states, (Q)
     double *of_A, *of_D, *of_bias;
 
     static i64 scratch(const SelectiveArgs& a, const Cut<T>& cut) {
-        return Row<T>::scratch(a, cut) + (cut.tiles + 1) * a.n * W + (2 * a.n + 1) * Q;
+        return Row<T>::scratch(a, cut) + cut.tiles * a.n * W + (2 * a.n + 1) * Q;
     }
     static i64 totals(const SelectiveArgs& a, const Cut<T>& cut) { return cut.tiles * (a.decays + 2) * W; }
 
     Backward(const SelectiveArgs& args, const Cut<T>& cut, i64 item, Scratch<T>& memory, Scratch<double>& total)
-        : a(args), r(args, cut, item, memory, true) {
+        : a(args), r(args, cut, item, memory, true, R::unit) {
         adjoint = memory.take(cut.tiles * a.n * W);
-        before = memory.take(a.n * W);
-        sums = {memory.take(Q * a.n), memory.take(Q * a.n), memory.take(Q)};
-        of_A = total.take(cut.tiles * a.decays * W); of_D = total.take(cut.tiles * W); of_bias = total.take(cut.tiles * W);
+        sum_B = memory.take(Q * a.n); sum_C = memory.take(Q * a.n); sum_gap = memory.take(Q);
+        of_A = total.take(cut.tiles * a.decays * W);
+        of_D = total.take(cut.tiles * W); of_bias = total.take(cut.tiles * W);
         if (a.grad_final) r.transpose(adjoint, at<T>(a.grad_final, (r.b * a.channels + r.first) * r.n));
     }
-    void run(T* sum_B, T* sum_C, T* sum_gap) {
+    void run(T* to_B, T* to_C, T* to_gap) {
         for (i64 t = (a.times - 1) / Q * Q; t >= 0; t -= Q) {
             r.begin_chunk(t);
             if (a.grad_dt && r.share > 1)
-                for (i64 q = 0; q < r.steps; ++q) zero(at<T>(a.grad_dt, (r.b * a.times + t + q) * a.heads + r.first / r.share), r.width / r.share);
-            zero(sums.B, Q * r.n); zero(sums.C, Q * r.n); zero(sums.gap, Q);
-            for (i64 i = 0; i < r.tiles(); ++i) tile(i);
+                for (i64 q = 0; q < r.steps; ++q)
+                    zero(at<T>(a.grad_dt, (r.b * a.times + t + q) * a.heads + r.first / r.share), r.width / r.share);
+            zero(sum_B, Q * r.n); zero(sum_C, Q * r.n); zero(sum_gap, Q);
+            for (i64 i = 0; i < r.tiles(); i += TOGETHER)
+                tiles(i, r.tiles() - i < TOGETHER ? r.tiles() - i : TOGETHER);
             for (i64 q = 0; q < r.steps; ++q) {
                 const i64 row = r.b * a.times + t + q, to = (row * a.groups + r.group) * r.n;
-                if (sum_B) write(sum_B + to, sums.B, q);
-                if (sum_C) write(sum_C + to, sums.C, q);
-                if (sum_gap) sum_gap[row] = sums.gap[q];
+                if (to_B) write(to_B + to, sum_B, q);
+                if (to_C) write(to_C + to, sum_C, q);
+                if (to_gap) to_gap[row] = sum_gap[q];
             }
         }
         if (a.grad_initial) r.transpose_back(at<T>(a.grad_initial, (r.b * a.channels + r.first) * r.n), adjoint);
@@ -146,19 +169,40 @@ template <class T, bool SHARED> struct Backward {
                 out[j * size + k] = (T)sum;
             }
     }
-    void tile(i64 i) {
-        r.begin_tile(i);
-        r.read_steps(g.soft, g.slope);
-        const T* A = r.A + i * a.decays * W;
-        T* x = adjoint + i * r.n * W;
+    void tiles(i64 first, i64 count) {
+        for (i64 i = 0; i < count; ++i) prepare(first + i, local[i]);
+        i64 k = 0;
+        for (; k + NB <= r.n; k += NB) block<NB>(k, first, count);
+        for (; k < r.n; ++k) block<1>(k, first, count);
+        for (i64 i = 0; i < count; ++i) finish(first + i, local[i]);
+    }
+    template <int N> void block(i64 k, i64 first, i64 count) {
+        Trail<T, N, R::weighted> trail[Q];
         const i64 chunk = r.t0 / Q;
-        for (i64 k = 0; k < r.n; ++k)
-            S::store(before + k * W, chunk ? S::load(r.kept(chunk, k), r.count) : S::load(r.state + (i * r.n + k) * W));
+        for (i64 i = first; i < first + count; ++i) {
+            Start<T> start = {r.state + i * r.n * W, W, W};
+            if (chunk) {
+                r.begin_tile(i);
+                start = {r.kept(chunk, 0), a.channels, r.count};
+            }
+            retreat<T, RULE, N>(r, k, r.A + i * a.decays * W, start, adjoint + i * r.n * W, of_A + i * a.decays * W,
+                                local[i - first], trail, i == first);
+        }
+        for (i64 q = r.steps; q < Q; ++q)  // as many as make the sums whole
+            for (int j = 0; j < N; ++j) trail[q].B[j] = trail[q].C[j] = V{};
+        fold<T, N>(sum_B + k * Q, trail, Q, [](const Trail<T, N, R::weighted>& row) { return row.B; });
+        fold<T, N>(sum_C + k * Q, trail, Q, [](const Trail<T, N, R::weighted>& row) { return row.C; });
+    }
+    void prepare(i64 i, Local<T>& g) {
+        r.begin_tile(i);
+        fetch_before();
+        r.read_steps(g, g.soft, g.slope);
+        const T* A = r.A + i * a.decays * W;
         const V D = r.direct();
         for (i64 q = 0; q < r.steps; ++q) {
             V out = V{};
             if (r.live[q] && a.grad_y) {
-                out = S::load(at<T>(a.grad_y, (r.b * a.times + r.t0 + q) * a.channels + r.c0), r.count);
+                out = S::load(r.result((void*)a.grad_y, q), r.count);
                 if (a.z) {
                     const V z = S::load(r.of_channels(a.z, a.z_b, a.z_t, q), r.count);
                     g.gate[q] = E::logistic(z);
@@ -166,46 +210,55 @@ template <class T, bool SHARED> struct Backward {
                 }
             }
             g.out[q] = out;
-            g.value[q] = D * r.input[q];
+            g.value[q] = D * g.input[q];
             g.of_delta[q] = g.of_drive[q] = g.of_decay[q] = V{};
-            if (SHARED) g.decay[q] = E::exp(r.delta[q] * S::load(A));
+            if (RULE == SHARED) g.decay[q] = R::decay(g.delta[q] * S::load(A), nullptr);
         }
-        i64 k = 0;
-        for (; k + NB <= r.n; k += NB) retreat<T, SHARED, NB>(r, k, A, before, x, of_A + i * a.decays * W, g, sums);
-        for (; k < r.n; ++k) retreat<T, SHARED, 1>(r, k, A, before, x, of_A + i * a.decays * W, g, sums);
-        finish(i, A, D);
+    }
+    // Asks for what the tile needs of the chunk before, which comes next.
+    void fetch_before() const {
+        if (r.t0 == 0) return;
+        r.fetch_steps(-Q);
+        if (r.t0 > Q) for (i64 k = 0; k < r.n; ++k) fetch(r.kept(r.t0 / Q - 1, k));
+        void* const results[] = {a.grad_u, a.grad_z, r.share == 1 ? a.grad_dt : nullptr};
+        for (i64 q = -Q; q < 0; ++q) {
+            if (a.grad_y) fetch(r.result((void*)a.grad_y, q));
+            for (void* p : results) if (p) fetch<true>(r.result(p, q));
+        }
     }
     // From the gradients of step, drive and output to those of the arguments.
-    void finish(i64 i, const T* A, V D) {
+    void finish(i64 i, Local<T>& g) {
+        r.begin_tile(i);
+        const V D = r.direct();
         V rate_sum = V{}, D_sum = V{}, bias_sum = V{};
         for (i64 q = 0; q < r.steps; ++q) {
-            if (SHARED) {
+            if (RULE == SHARED) {
                 const V of_exponent = g.of_decay[q] * g.decay[q];
-                g.of_delta[q] += of_exponent * S::load(A);
-                rate_sum += of_exponent * r.delta[q];
+                g.of_delta[q] += of_exponent * S::load(r.A + i * a.decays * W);
+                rate_sum += of_exponent * g.delta[q];
             }
-            const i64 row = r.b * a.times + r.t0 + q, to = row * a.channels + r.c0;
+            const i64 row = r.b * a.times + r.t0 + q;
             V of_gap = V{}, of_step = V{}, of_u = V{}, of_z = V{};
             if (r.live[q]) {
-                const V of_delta = g.of_delta[q] + g.of_drive[q] * r.input[q];
-                of_u = g.of_drive[q] * r.delta[q] + g.out[q] * D;
+                const V of_delta = g.of_delta[q] * R::of_unit + g.of_drive[q] * g.input[q];
+                of_u = g.of_drive[q] * g.delta[q] + g.out[q] * D;
                 of_step = of_delta * r.gap(q);
                 if (a.softplus) of_step *= g.slope[q];
                 of_gap = of_delta * g.soft[q];
                 if (a.grad_z && a.grad_y) {
                     const V z = S::load(r.of_channels(a.z, a.z_b, a.z_t, q), r.count), s = g.gate[q];
-                    of_z = S::load(at<T>(a.grad_y, to), r.count) * g.value[q] * s * (T(1) + z * (T(1) - s));
+                    of_z = S::load(r.result((void*)a.grad_y, q), r.count) * g.value[q] * s * (T(1) + z * (T(1) - s));
                 }
                 bias_sum += of_step;
-                D_sum += g.out[q] * r.input[q];
+                D_sum += g.out[q] * g.input[q];
             }
-            if (a.grad_u) S::store(at<T>(a.grad_u, to), of_u, r.count);
-            if (a.grad_z) S::store(at<T>(a.grad_z, to), of_z, r.count);
-            if (a.grad_dt && r.share == 1) S::store(at<T>(a.grad_dt, row * a.heads + r.c0), of_step, r.count);
+            if (a.grad_u) S::store(r.result(a.grad_u, q), of_u, r.count);
+            if (a.grad_z) S::store(r.result(a.grad_z, q), of_z, r.count);
+            if (a.grad_dt && r.share == 1) S::store(r.result(a.grad_dt, q), of_step, r.count);
             else if (a.grad_dt) scatter(at<T>(a.grad_dt, row * a.heads), of_step);
-            if (a.grad_gap) sums.gap[q] += S::sum(of_gap);
+            if (a.grad_gap) sum_gap[q] += S::sum(of_gap);
         }
-        if (SHARED) S::add_to(of_A + i * W, rate_sum);
+        if (RULE == SHARED) S::add_to(of_A + i * W, rate_sum);
         S::add_to(of_D + i * W, D_sum);
         S::add_to(of_bias + i * W, bias_sum);
     }
@@ -217,8 +270,7 @@ template <class T, bool SHARED> struct Backward {
     }
 };
 
-template <class T, bool SHARED>
-static int selective_backward_all(const SelectiveArgs& a) {
+template <class T, int RULE> static int selective_backward_by(const SelectiveArgs& a) {
     const Cut<T> cut(a);
     const i64 sums = a.batch * a.times * a.groups * a.n, gaps = a.batch * a.times;
     const bool many_B = cut.parts > 1, many_gap = cut.parts * a.groups > 1;
@@ -229,12 +281,12 @@ static int selective_backward_all(const SelectiveArgs& a) {
     T* of_C = a.grad_C && many_B ? shares.take(cut.parts * sums) : (T*)a.grad_C;
     T* of_gap = a.grad_gap && many_gap ? shares.take(cut.parts * a.groups * gaps) : (T*)a.grad_gap;
     auto piece = [&](i64 begin, i64 end) {
-        Scratch<T> memory(Backward<T, SHARED>::scratch(a, cut));
-        Scratch<double> total(Backward<T, SHARED>::totals(a, cut));
+        Scratch<T> memory(Backward<T, RULE>::scratch(a, cut));
+        Scratch<double> total(Backward<T, RULE>::totals(a, cut));
         if (!memory.data || !total.data) return false;
         for (i64 item = begin; item < end; ++item) {
             if (item > begin) { memory.clear(); total.clear(); }
-            Backward<T, SHARED> pass(a, cut, item, memory, total);
+            Backward<T, RULE> pass(a, cut, item, memory, total);
             const i64 part = many_B ? pass.r.part * sums : 0;
             const i64 gap = many_gap ? (pass.r.part * a.groups + pass.r.group) * gaps : 0;
             pass.run(of_B ? of_B + part : nullptr, of_C ? of_C + part : nullptr, of_gap ? of_gap + gap : nullptr);
@@ -248,7 +300,12 @@ static int selective_backward_all(const SelectiveArgs& a) {
     return 0;
 }
 
-template <class T>
-static int selective_backward_of(const SelectiveArgs& a) {
-    return a.decays == 1 && a.n > 1 ? selective_backward_all<T, true>(a) : selective_backward_all<T, false>(a);
+template <class T> static int selective_backward_of(const SelectiveArgs& a) {
+    if (a.rule == SELECTIVE_EULER) {
+        const bool shared = a.decays == 1 && a.n > 1;
+        return shared ? selective_backward_by<T, SHARED>(a) : selective_backward_by<T, SELECTIVE_EULER>(a);
+    }
+    if (a.decays != a.n) return 3;
+    if (a.rule == SELECTIVE_ZOH) return selective_backward_by<T, SELECTIVE_ZOH>(a);
+    return a.rule == SELECTIVE_BILINEAR ? selective_backward_by<T, SELECTIVE_BILINEAR>(a) : 3;
 }

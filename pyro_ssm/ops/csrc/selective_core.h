@@ -1,4 +1,5 @@
-// What the forward and the backward scan share: one row of the batch (and group) in chunks of steps, W channels at a time.
+// What the forward and the backward scan share: one row of the batch (and group) in chunks of steps, W channels at a
+// time.
 
 constexpr i64 Q = SELECTIVE_CHUNK;
 
@@ -11,8 +12,8 @@ static int in_parallel(void* parallel_for, i64 count, Fn& fn) {
     return failed ? 2 : 0;
 }
 
-// Memory for one thread, zeroed, in pieces that begin on a cache line; freed at the end of the scope. `data` is null where
-// there is none left.
+// Memory for one thread, zeroed, in pieces that begin on a cache line; freed at the end of the scope. `data` is null
+// where there is none left.
 template <class T> struct Scratch {
     static constexpr i64 line = 64, pieces = 16;
     void* block;
@@ -53,6 +54,21 @@ template <class T> struct Cut {
 template <class T> SIMD_INLINE const T* at(const void* p, i64 offset) { return (const T*)p + offset; }
 template <class T> SIMD_INLINE T* at(void* p, i64 offset) { return (T*)p + offset; }
 
+// Asks for the cache line of p, which need not be memory of ours; `writes`: it will be written.
+template <bool WRITES = false> SIMD_INLINE void fetch(const void* p) {
+#if defined(__GNUC__)
+    __builtin_prefetch(p, WRITES);
+#else
+    (void)p;
+#endif
+}
+
+// What a tile does in a chunk of steps; 0 where a step is skipped.
+template <class T> struct Steps {
+    typedef typename Simd<T>::V V;
+    alignas(64) V delta[Q], drive[Q], input[Q];  // the step, step times u, u
+};
+
 // One row of the batch, one group, one range of channels.
 template <class T> struct Row {
     typedef Simd<T> S;
@@ -61,33 +77,34 @@ template <class T> struct Row {
     static constexpr i64 W = S::W;
     const SelectiveArgs& a;
     const Cut<T>& cut;
+    const T unit;            // of rates
     i64 b, group, part, first, width, share, n;  // channels [first, first + width)
     // of a chunk:
     i64 t0, steps;
     bool live[Q], fresh[Q];  // whether a step counts; whether the state begins at 0
     T *B, *C;                // (Q, n), 0 at steps that are skipped
-    T *A, *state;            // (tiles, decays, W), (tiles, n, W)
+    T *A, *state;            // unit * A (tiles, decays, W); (tiles, n, W)
     // of a tile:
     i64 c0, count, head[W];
-    alignas(64) V delta[Q], input[Q], drive[Q];  // step, u, step times u; 0 where skipped
 
     static i64 scratch(const SelectiveArgs& a, const Cut<T>& cut) {
         return 2 * Q * a.n + cut.tiles * W * (a.decays + a.n);
     }
     // turned: whether A and the initial state are wanted with W channels side by side.
-    Row(const SelectiveArgs& args, const Cut<T>& c, i64 item, Scratch<T>& memory, bool turned) : a(args), cut(c) {
+    Row(const SelectiveArgs& args, const Cut<T>& c, i64 item, Scratch<T>& memory, bool turned, T unit_of_rates)
+        : a(args), cut(c), unit(unit_of_rates) {
         part = item % c.parts; group = item / c.parts % a.groups; b = item / c.parts / a.groups;
         first = group * c.channels + part * c.part;
         const i64 rest = c.channels - part * c.part;
         width = rest < c.part ? rest : c.part;
         share = c.share; n = a.n;
-        B = memory.take(Q * n); C = memory.take(Q * n);
-        A = memory.take(c.tiles * a.decays * W); state = memory.take(c.tiles * n * W);
+        B = memory.take((turned ? Q : 1) * n); C = memory.take((turned ? Q : 1) * n);
         if (!turned && a.decays > 1) return;
+        A = memory.take(c.tiles * a.decays * W); state = memory.take(c.tiles * n * W);
         const T* rates = at<T>(a.A, b * a.A_b);
         for (i64 i = 0; i < width; ++i)
             for (i64 k = 0; k < a.decays; ++k)
-                A[(i / W * a.decays + k) * W + i % W] = rates[(first + i) / share * a.decays + k];
+                A[(i / W * a.decays + k) * W + i % W] = unit * rates[(first + i) / share * a.decays + k];
         if (a.initial && turned) transpose(state, at<T>(a.initial, b * a.initial_b + first * n));
     }
     i64 tiles() const { return (width + W - 1) / W; }
@@ -100,9 +117,9 @@ template <class T> struct Row {
         for (i64 i = 0; i < width; ++i)
             for (i64 k = 0; k < n; ++k) out[i * n + k] = in[(i / W * n + k) * W + i % W];
     }
-    void begin_chunk(i64 t) {
+    void begin_chunk(i64 t, i64 most = Q) {
         t0 = t;
-        steps = a.times - t < Q ? a.times - t : Q;
+        steps = a.times - t < most ? a.times - t : most;
         for (i64 q = 0; q < steps; ++q) {
             live[q] = !a.mask || a.mask[b * a.mask_b + t0 + q];
             fresh[q] = a.reset && a.reset[b * a.reset_b + t0 + q];
@@ -131,17 +148,29 @@ template <class T> struct Row {
     const T* of_channels(const void* p, i64 stride_b, i64 stride_t, i64 q) const {
         return at<T>(p, b * stride_b + (t0 + q) * stride_t + c0);
     }
+    // Where the tile has a result of steps and channels.
+    T* result(void* p, i64 q) const { return at<T>(p, (b * a.times + t0 + q) * a.channels + c0); }
     // Also the steps before the gap, and the slope of softplus, where they are wanted.
-    void read_steps(V* soft = nullptr, V* slope = nullptr) {
+    void read_steps(Steps<T>& to, V* soft = nullptr, V* slope = nullptr) const {
         const V beta = bias();
         for (i64 q = 0; q < steps; ++q) {
-            if (!live[q]) { delta[q] = input[q] = drive[q] = V{}; continue; }
+            if (!live[q]) { to.delta[q] = to.input[q] = to.drive[q] = V{}; continue; }
             V x = of_heads(at<T>(a.dt, b * a.dt_b + (t0 + q) * a.dt_t)) + beta;
             if (a.softplus) x = E::softplus(x, slope ? slope + q : nullptr);
             if (soft) soft[q] = x;
-            delta[q] = x * gap(q);
-            input[q] = S::load(of_channels(a.u, a.u_b, a.u_t, q), count);
-            drive[q] = delta[q] * input[q];
+            to.delta[q] = x * gap(q);
+            to.input[q] = S::load(of_channels(a.u, a.u_b, a.u_t, q), count);
+            to.drive[q] = to.delta[q] * to.input[q];
+        }
+    }
+    // Asks for what the tile reads of the chunk `ahead` steps from this one. (Rows of a tile lie too far
+    // from each other for the processor to guess.)
+    void fetch_steps(i64 ahead) const {
+        const i64 begin = t0 + ahead < 0 ? -t0 : ahead, end = begin + Q;
+        for (i64 q = begin; q < end && t0 + q < a.times; ++q) {
+            fetch(of_channels(a.u, a.u_b, a.u_t, q));
+            if (share == 1) fetch(of_channels(a.dt, a.dt_b, a.dt_t, q));
+            if (a.z) fetch(of_channels(a.z, a.z_b, a.z_t, q));
         }
     }
     T* kept(i64 chunk, i64 k) const {  // of chunks 1, 2, ...

@@ -1,8 +1,8 @@
 // The selective scan and its gradient: plain C, nothing of torch or Python.
 //
 // For each row of the batch, channel c of head j = c / (channels / heads), group k = c / (channels / groups):
-//     delta_t = gap_t s(dt_tj + bias_j),  h_t = exp(delta_t A_j) h_{t-1} + delta_t u_tc B_tk,
-//     y_tc = (C_tk . h_t + D_j u_tc) silu(z_tc),   s = softplus or the identity.
+//     delta_t = gap_t s(dt_tj + bias_j),  h_t = a(delta_t A_j) h_{t-1} + delta_t u_tc w(delta_t A_j) B_tk,
+//     y_tc = (C_tk . h_t + D_j u_tc) silu(z_tc),   s = softplus or the identity; a, w: selective_rule.h.
 // One channel a head: Mamba. Several, with one A a head: the state-space duality of Mamba-2.
 // Strides count elements; 0 repeats. The dims named in brackets are contiguous.
 #pragma once
@@ -13,7 +13,7 @@
 struct SelectiveArgs {
     i64 doubles;                                          // 1: all numbers are doubles; 0: floats
     i64 batch, times, channels, heads, groups, n, decays; // n states a channel; decays: n, or 1 for all of them
-    i64 softplus;
+    i64 softplus, rule;
     const void* u; i64 u_b, u_t;        // (channels)
     const void* dt; i64 dt_b, dt_t;     // (heads)
     const void* A; i64 A_b;             // (heads, decays)
@@ -48,8 +48,11 @@ struct SelectiveArgs {
 };
 
 enum { SELECTIVE_CHUNK = 16 };  // steps between the states that are kept
+// Rules; where one decay serves all states: euler alone.
+enum { SELECTIVE_EULER = 0, SELECTIVE_ZOH = 1, SELECTIVE_BILINEAR = 2 };
 
-// One set of functions for each instruction set; selective_scan.cpp chooses. They return 0, or 2 where memory ran out.
+// One set of functions for each instruction set; selective_scan.cpp chooses. They return 0, or 2 where memory ran out,
+// or 3 for a rule that is not known.
 struct SelectiveCode {
     int (*forward)(const SelectiveArgs&);
     int (*backward)(const SelectiveArgs&);

@@ -20,7 +20,8 @@ template <> struct Integer<double> { typedef i64 type; };
 template <class T> struct Native {
     static constexpr int width = PYRO_SSM_BYTES / (int)sizeof(T);
     typedef T type __attribute__((vector_size(PYRO_SSM_BYTES), aligned(sizeof(T)), may_alias));
-    typedef typename Integer<T>::type integer __attribute__((vector_size(PYRO_SSM_BYTES), aligned(sizeof(T)), may_alias));
+    typedef typename Integer<T>::type whole;
+    typedef whole integer __attribute__((vector_size(PYRO_SSM_BYTES), aligned(sizeof(T)), may_alias));
 };
 // x0 y0 x1 y1 ... of the lower, of the upper halves of x and y.
 template <int UPPER, class V, class I> SIMD_INLINE V interleave(V x, V y, I) {

@@ -61,8 +61,6 @@ def test_where_the_transition_itself_is_asked():
     assert AffineMoves(dynamics.LinearNormal(2), data, False).law(1, state) is not None
     assert AffineMoves(dynamics.LinearNormal(2), data, True).law(1, state) is None
     assert AffineMoves(Other(2), data, False).law(1, state) is None
-    assert AffineMoves(dynamics.LinearNormal(2, covariance="full", scale=torch.tensor([[1.0, 0], [0.5, 1]])), data,
-                       False).law(1, state) is None  # fmt: skip
     with torch.enable_grad():
         assert AffineMoves(dynamics.LinearNormal(2), data, False).law(1, state) is None
 
@@ -97,3 +95,26 @@ def test_parameters_that_change_are_met():
     other = toy()
     steps.model = other.bind()
     torch.testing.assert_close(steps.law(3, state, None).mean, ModelSteps(other, data, "x").law(3, state, None).mean)
+
+
+CORRELATED = {
+    "full": lambda: dynamics.LinearNormal(2, covariance="full", scale=torch.tensor([[1.0, 0], [0.5, 1]])),
+    "Matern": lambda: dynamics.Matern(1.5, lengthscale=0.7),
+    "singular": lambda: dynamics.LinearSDE(torch.tensor([[0.0, 1.0], [-4.0, -0.5]]), torch.tensor([[0.0], [1.0]])),
+}
+
+
+@pytest.mark.parametrize("name", CORRELATED)
+@torch.no_grad()
+def test_correlated_noise(name):
+    """Matrices of all steps at once: the law of the transition, by an index on the host and by one on the device."""
+    transition, data, state = CORRELATED[name]().to(D), series(5), torch.randn(4, 1, 2, dtype=D)
+    moves = AffineMoves(transition, data, False)
+    assert moves.steps is None  # a compiled run does not take them
+    for k in range(1, 5):
+        wanted = transition(state, data.times[k - 1 : k], data.times[k : k + 1], None)
+        for index in (k, torch.tensor([k])):
+            found = moves.law(index, state)
+            assert found.batch_shape == wanted.batch_shape and found.event_shape == wanted.event_shape
+            torch.testing.assert_close(found.mean, wanted.mean, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(found.covariance_matrix, wanted.covariance_matrix, rtol=1e-12, atol=1e-12)

@@ -237,9 +237,12 @@ def test_iterated_sweeps_reach_the_smoother_from_afar():
 
 
 def test_float32():
-    model, data = toy(1, 1, dtype=torch.float32), series(5, (4,), obs_dim=1, dtype=torch.float32)
-    found = iterated_csmc(bootstrap(model, data), None, 3, 10, progress=False)
-    assert found.states.dtype == torch.float32 and found.states.isfinite().all()
+    z, data = drawn(toy(1, 1))
+    fk = bootstrap(toy(1, 1, dtype=torch.float32), data.to(dtype=torch.float32))
+    for variant in ("plain", "ancestors", "backward"):
+        path = conditional_smc(fk, z.float(), 3, **VARIANTS[variant]).path
+        assert path.dtype == torch.float32
+        assert_joint(toy(1, 1), data, path.double())
 
 
 def test_transitions_without_a_density():

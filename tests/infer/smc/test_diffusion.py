@@ -125,8 +125,11 @@ def test_degenerate_clouds(case, dtype):
     x, log_weights = x.clone().requires_grad_(), log_weights.clone().requires_grad_()
     found = moved(x, log_weights, uniforms)
     slopes = torch.autograd.grad(found.square().sum(), (x, log_weights))
-    assert all(torch.isfinite(slope).all() for slope in slopes)
     rounding = 1e-9 if dtype == D else 1e-2
+    # a cloud that is shifted arrives as much shifted, and only ratios of weights count: exact sums of the slopes
+    tolerance = 1e-7 if dtype == D else 2e-4  # a flat direction is whitened by its rounding
+    torch.testing.assert_close(slopes[0].sum(0), 2 * found.detach().sum(0), rtol=tolerance, atol=tolerance)
+    assert abs(float(slopes[1].sum())) <= tolerance * (1 + float(slopes[1].abs().sum()))
     if case in ("one weight", "copies", "one particle"):
         wanted = x[4] if case == "one weight" else x[0]
         assert torch.allclose(found, wanted.expand_as(found), rtol=1e-5 if dtype == torch.float32 else 1e-9)

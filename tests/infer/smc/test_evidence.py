@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from pyro_ssm.dynamics import LinearNormal, NormalInitial
+from pyro_ssm.emissions import CategoricalTable
 from pyro_ssm.emissions import LinearNormal as Seen
 from pyro_ssm.infer import (
     auxiliary,
     bootstrap,
     guided,
+    hmm_filter,
     kalman_filter,
     kalman_smoother,
     locally_optimal,
@@ -22,8 +24,10 @@ from pyro_ssm.infer.smc import Moments
 from pyro_ssm.models import StateSpaceModel
 from pyro_ssm.ops.resampling import SCHEMES
 from tests.contracts.toys import Decay, See, Start, posterior, remembering, series, toy
+from tests.infer.discrete.brute import jump_model, normal_emission
+from tests.infer.discrete.brute import random_data as chain_data
 from tests.infer.gaussian.linear import dense_log_likelihood, random_data, random_model
-from tests.infer.smc.programs import Bend, D, Walk, assert_unbiased, repeated, totals
+from tests.infer.smc.programs import Bend, D, Walk, assert_unbiased, close, repeated, totals
 
 RUNS, N = 1000, 60
 
@@ -159,14 +163,9 @@ def test_smoothing_proposal_needs_its_twist():
         assert_unbiased(resampled, exact)
         assert resampled.std() > 0.1
         # the weights reported are those of the filter, whatever was chosen by
-        mean = (
-            particle_filter(
-                guided(model, propose, many, twist, looks_ahead=True), 500, ess_threshold=1.0, collectors=[Moments()]
-            )
-            .collected["moments"]
-            .mean[:, 5]
-        )
-        assert abs(float(mean.mean() - filtered.filtered_mean[5])) < 0.03
+        fk = guided(model, propose, many, twist, looks_ahead=True)
+        found = particle_filter(fk, 500, ess_threshold=1.0, collectors=[Moments()]).collected["moments"]
+        close(found.mean[:, 5], filtered.filtered_mean[5])
 
 
 def test_memory_of_states_and_observations_moves_with_its_particle():
@@ -236,6 +235,20 @@ def test_finite_states_agree_with_the_forward_algorithm():
     assert_unbiased(found.total, exact)
     last = found.collected["moments"].mean[:, -1]
     assert ((last.mean(0) - alpha).abs() < 4.5 * last.std(0) / math.sqrt(RUNS) + 2 / N).all()
+
+
+@pytest.mark.parametrize("emission", [normal_emission, lambda: CategoricalTable(3, 2, 4)])
+@torch.no_grad()
+def test_hidden_markov_models_agree_with_the_forward_algorithm(emission):
+    """A chain that jumps as the gaps allow, missing entries, one step unseen; filtered probabilities too."""
+    model = jump_model(emission())
+    data = chain_data(T=6, counts=4 if isinstance(model.emission, CategoricalTable) else None)
+    exact = hmm_filter(model, data)
+    regimes = Moments(lambda particles: torch.nn.functional.one_hot(particles.state[..., 0, 0].long(), 3).to(D))
+    found = particle_filter(bootstrap(model, repeated(data, RUNS)), 500, collectors=[regimes])
+    assert_unbiased(found.total, exact.log_likelihood.sum())
+    close(found.collected["moments"].mean, exact.log_filtered.exp(), bias=1 / 500)
+    assert (found.log_likelihood[:, 2] == 0).all()
 
 
 def test_quasi_random_is_unbiased_and_far_less_variable():

@@ -73,13 +73,15 @@ def test_temperatures_keep_the_effective_sample_size():
 def test_particles_are_doubled_where_moves_are_rejected():
     """With two particles the estimates are so bad that little is accepted; the answer is right all the same."""
     model, data, known = judged(one=True)
-    found = smc_squared(model, data, 200, 2, least_acceptance=0.25, max_particles=64, progress=False)
-    assert float(found.stages[0]) == 2
-    assert float(found.stages[-1]) > 2
-    assert bool((found.stages.diff() >= 0).all())
-    x = logs(found, model)[0]
-    assert float((x.mean(0) - known.mean).abs() / known.std) < 0.5
-    assert math.log(0.3) < float(found.log_evidence) - known.log_evidence < math.log(3.0)
+    runs = [
+        smc_squared(model, data, 200, 2, least_acceptance=0.25, max_particles=64, progress=False) for _ in range(RUNS)
+    ]
+    for run in runs:
+        assert float(run.stages[0]) == 2
+        assert float(run.stages[-1]) > 2
+        assert bool((run.stages.diff() >= 0).all())
+    assert_mean(torch.stack([logs(run, model)[0].mean(0) for run in runs]), known.mean, known.std)
+    assert_mean(torch.stack([(run.log_evidence - known.log_evidence).exp() for run in runs]), 1.0, 1.0)
 
 
 @pytest.mark.parametrize("sampler", [ibis, smc_sampler])
@@ -170,7 +172,8 @@ def test_root_of_a_weighted_cloud():
     root = walk_root(x, weights)
     exact = 2.38**2 / 3 * torch.cov(x.T, aweights=weights, correction=0)
     assert torch.allclose(root @ root.mT, exact, rtol=2e-2, atol=1e-2)
-    assert bool(torch.isfinite(walk_root(torch.zeros(5, 2, dtype=D))).all())  # all members the same
+    still = 2.38 / math.sqrt(2) * 1e-6 * torch.eye(2, dtype=D)  # all members the same: it hardly moves
+    assert torch.allclose(walk_root(torch.full((5, 2), 3.0, dtype=D)), still, rtol=1e-6, atol=1e-12)
     units = torch.tensor([1e-3, 1.0, 1e4], dtype=D)  # a walk knows no units
     assert torch.allclose(walk_root(units * x, weights), units.unsqueeze(-1) * root, rtol=1e-3)
     few = walk_root(units * x[:2])  # two members lie on a line

@@ -9,7 +9,8 @@ from pyro_ssm.diagnostics import to_inference_data
 from pyro_ssm.infer import kalman_filter, kalman_smoother, locally_optimal, particle_gibbs
 from pyro_ssm.infer.smc import HamiltonianMove
 from pyro_ssm.models import StateSpaceModel
-from tests.contracts.toys import remembering, series, toy
+from tests.contracts.toys import posterior, remembering, series, toy
+from tests.infer.smc.known_posterior import assert_mean, judged, logs
 from tests.infer.smc.programs import D, Walk, close
 
 
@@ -100,6 +101,16 @@ def test_the_posterior_of_a_rate_is_that_of_quadrature():
     assert 0.5 < found.acceptance.mean() < 0.95
 
 
+def test_the_posterior_that_other_samplers_are_judged_by():
+    """Two parameters, of the motion and of the observation, as in the tests of `pmmh` and `smc_squared`."""
+    model, data, known = judged()
+    found = particle_gibbs(model, data, 25, num_particles=10, num_chains=80, num_warmup=35, progress=False)
+    x = logs(found, model)
+    assert_mean(x.mean(1), known.mean, known.std)
+    assert_mean(((x - known.mean) ** 2).mean(1), known.std**2, known.std**2, precision=0.4)
+    assert_mean(found.states.mean(1), known.states, torch.tensor(0.5), sigmas=4.5, precision=0.3)
+
+
 def test_shapes_thinning_and_arviz():
     arviz = pytest.importorskip("arviz")
     model, data = with_rate(), two_series()
@@ -133,14 +144,31 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, update):
 
 @pytest.mark.parametrize("ancestor_sampling", [False, True])
 def test_models_with_memory(ancestor_sampling):
-    model = remembering(1, 1)
+    """A rate whose posterior is a sum over a grid, with the dense Gaussian of paths and records at each."""
+    model, data = remembering(1, 1), series(3, (2,), obs_dim=1)
+    grid = torch.linspace(-5, 5, 61, dtype=D).exp()  # equidistant in the logarithm
+    terms, paths = [], []
+    for rate in grid:
+        model.transition.rate.data.fill_(rate)
+        laws, evidence = zip(*(posterior(model, data.series(b)) for b in range(2)), strict=True)
+        terms.append(dist.Normal(torch.zeros((), dtype=D), 0.7).log_prob(rate.log()) + sum(evidence))
+        paths.append(torch.stack([law.mean for law in laws]))
+    weights = torch.stack(terms).detach().softmax(0)
+    mean = (weights * grid.log()).sum()
+    variance = (weights * (grid.log() - mean).square()).sum()
+    path = torch.einsum("g,gbk->bk", weights, torch.stack(paths).detach())
+
+    del model.transition.rate
     model.transition.rate = PyroSample(dist.LogNormal(torch.zeros(1, dtype=D), 0.7).to_event(1))
-    data = series(3, (2,), obs_dim=1, missing=True)
     found = particle_gibbs(
-        model, data, 4, num_particles=6, num_chains=2, progress=False, ancestor_sampling=ancestor_sampling
-    )
-    assert found.states.shape == (2, 4, 2, 3, 1) and found.states.isfinite().all()
-    assert (found.parameters["transition.rate"] > 0).all()
+        model, data, 25, num_particles=6, num_chains=120, num_warmup=25, progress=False,
+        ancestor_sampling=ancestor_sampling,
+    )  # fmt: skip
+    assert found.states.shape == (120, 25, 2, 3, 1)
+    draws = found.parameters["transition.rate"].log().squeeze(-1)
+    close(draws.mean(1), mean, bias=0)
+    close((draws - mean).square().mean(1), variance, bias=0)
+    close(found.states.mean(1).squeeze(-1), path, bias=0)
 
 
 def test_a_single_series_and_given_starts():

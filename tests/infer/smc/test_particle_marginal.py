@@ -1,7 +1,5 @@
 """A particle filter as the filter of `Marginal`: a bound for SVI, a target for NUTS only where it is smooth."""
 
-import math
-
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -98,10 +96,20 @@ def test_the_smooth_density_has_the_gradient_of_its_finite_differences():
 
 def test_other_programs_may_be_rough():
     """SVI with an automatic guide, Predictive and plain traces initialise sites too, and ask for no smooth density."""
-    target, data = program(ParticleMarginal(N, resampling=StopGradientResampling()))
+    filter = ParticleMarginal(N, resampling=StopGradientResampling())
+    target, data = program(filter)
     guide = AutoNormal(target)
     svi = SVI(target, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
-    assert math.isfinite(svi.step(data))
+    guide(data)  # sets itself up
+    torch.manual_seed(3)
+    loss = svi.evaluate_loss(data)
+    torch.manual_seed(3)
+    drawn = pyro.poutine.trace(guide).get_trace(data)
+    rate = drawn.nodes["transition.rate"]["value"]
+    with torch.no_grad():
+        total = filter(target.model.bind({"transition.rate": rate}), data).total.sum()
+    prior = dist.LogNormal(torch.zeros(1, dtype=D), 0.5).log_prob(rate).sum()
+    assert loss == pytest.approx(float((drawn.log_prob_sum() - prior - total).detach()), rel=1e-9)
     drawn = Predictive(target, guide=guide, num_samples=3)(data.without_values())
     assert drawn["y"].shape == (3, 2, 5, 1)
 
@@ -178,6 +186,10 @@ def test_arguments_and_laws_are_checked():
     drawn = StateSpaceModel(model.initial, Walk(model.transition), model.emission)
     with pytest.raises(NotImplementedError, match="step 1 .*fisher_score"):
         ParticleMarginal(5)(drawn, data)
-    with torch.no_grad():
-        assert ParticleMarginal(5)(drawn, data).total.isfinite()
+    totals = []
+    for run in (ParticleMarginal(5), lambda model, data: particle_filter(bootstrap(model, data), 5)):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            totals.append(run(drawn, data).total)
+    assert torch.equal(*totals)
     assert isinstance(data, TimeSeries)

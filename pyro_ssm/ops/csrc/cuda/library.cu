@@ -8,7 +8,7 @@ __global__ void nothing(Nothing) {}
 
 #if !defined(__CUDACC_RTC__)
 // Of the interface: Python refuses a library of another version.
-EXPORT i64 pyro_ssm_cuda_abi() { return 2; }
+EXPORT i64 pyro_ssm_cuda_abi() { return 31; }
 // 0, or the error that says why kernels cannot run on a device: no code for its architecture, a driver that is too old.
 EXPORT int pyro_ssm_cuda_usable(i64 device) {
     TRY(begin_on(device));
