@@ -19,7 +19,7 @@ import torch
 import pyro_ssm
 from pyro_ssm import __main__ as command_line
 from pyro_ssm._version import __version__
-from pyro_ssm.ops import compiled, diag_bank, kalman_kernel, recurrence_kernel
+from pyro_ssm.ops import compiled, kalman_kernel, recurrence_kernel
 from pyro_ssm.ops.info import info
 from tests.architecture import Package
 
@@ -273,10 +273,8 @@ def test_python_and_library_agree_on_their_interface(monkeypatch):
     functions = compiled.library().functions
     functions.pyro_ssm_kalman_args_size.restype = ctypes.c_int64
     assert functions.pyro_ssm_kalman_args_size() == 8 * kalman_kernel.FIELDS
-    for name, module in (("linear_scan", recurrence_kernel), ("diag_lti", diag_bank)):
-        size = getattr(functions, f"pyro_ssm_{name}_args_size")
-        size.restype = ctypes.c_int64
-        assert size() == 8 * module.FIELDS
+    functions.pyro_ssm_linear_scan_args_size.restype = ctypes.c_int64
+    assert functions.pyro_ssm_linear_scan_args_size() == 8 * recurrence_kernel.FIELDS
     functions.pyro_ssm_kalman_tape_size.restype = ctypes.c_int64
     for groups, series, times, n, p in ((1, 1, 1, 1, 1), (2, 1, 7, 4, 3), (3, 9, 5, 13, 2), (1, 17, 2, 17, 20)):
         fields = (ctypes.c_int64 * kalman_kernel.FIELDS)(groups, series, times, 0, n, p)

@@ -1,7 +1,8 @@
 """Operators over a batch of series: compiled kernels, their registration and derivative, and the composite beside them.
 
-What ``selective_scan``, ``ssd`` and ``causal_conv1d`` share. Each is a map from tensors to ``(y, final)`` whose leading
-dims broadcast. The kernels know one leading dim: the batch, or a size of 1 that stands for all of it (a stride of 0).
+What ``selective_scan``, ``ssd``, ``causal_conv1d`` and the banks share. Each is a map from tensors to ``(y, final)``
+whose leading dims broadcast. The kernels know one leading dim: the batch, or a size of 1 that stands for all of it (a
+stride of 0).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from pyro_ssm.ops.call_plan import PLAIN, Plan, like, looked_at, signature_of
 from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.composite import composite_backward, transformed
-from pyro_ssm.ops.cuda import CudaEngine
+from pyro_ssm.ops.cuda import DeviceEngine
 from pyro_ssm.ops.engine import Engine, engine_of
 from pyro_ssm.ops.operator import Way, address, define, way_of
 
@@ -57,7 +58,8 @@ class BatchedOperator:
         composite: the map in plain torch, of ``(*tensors, *options)`` with any leading dims.
         sizes: the first fields of the C struct, after the one for the dtype, of ``(*tensors, *options)``.
         shapes: shapes of y, final and kept, of ``(*tensors, *options)``.
-        functions: names of the C functions forward and backward.
+        functions: names of the C functions forward and backward. Where a GPU has none of these names
+            (:func:`~pyro_ssm.ops.cuda.has_kernels`), the composite does the work there.
         keeps: whether the backward kernel needs what the forward kernel keeps.
         on_cuda: of the options, whether the kernels of a GPU know them; elsewhere the composite does it there.
 
@@ -125,7 +127,7 @@ class BatchedOperator:
             wide = [x.float() if x is not None and x.dtype in _HALVES else x for x in tensors]
             y, final = self.run(*wide, *arguments[self.count :])
             return y.to(first.dtype), final
-        way = way_of(*tensors) if self._engine(arguments) is not None else Way.TRANSFORM
+        way = way_of(*tensors) if self.engine(first, 0, arguments[self.count :]) is not None else Way.TRANSFORM
         if way is Way.TRANSFORM:
             if first.device.type not in ("cpu", "cuda"):
                 return self.composite(*arguments)
@@ -141,13 +143,6 @@ class BatchedOperator:
         if len(lead) == 1:
             return y, final
         return y.reshape(lead + y.shape[1:]), final.reshape(lead + final.shape[1:])
-
-    def _engine(self, arguments: Sequence[Any]) -> Engine | None:
-        """Who runs a call with these tensors and options; None: the composite."""
-        engine = engine_of(arguments[0])
-        if isinstance(engine, CudaEngine) and self.on_cuda is not None:
-            return engine if self.on_cuda(*arguments[self.count :]) else None
-        return engine
 
     def recall(self, signature: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
         """``(y, final)`` by a plan that :meth:`remember` made for arguments of these shapes; None where there is none.
@@ -212,6 +207,19 @@ class BatchedOperator:
         likes = [like(out, given) for out in (y, final)]
         self.plans[signature_of(signature)[0]] = Plan(struct, places, len(fields), y.shape, final.shape, *likes)
 
+    def engine(self, first: Tensor, way: int = 0, options: Sequence[Any] = ()) -> Engine | None:
+        """What runs the kernels where the first argument is; None where torch does.
+
+        Args:
+            first: argument of the operator.
+            way: 0 forward, 1 backward.
+            options: of the operator.
+        """
+        engine = engine_of(first, self.functions[way], int(first.dtype == torch.float64))
+        if self.on_cuda is not None and isinstance(engine, DeviceEngine) and not self.on_cuda(*options):
+            return None
+        return engine
+
     def _flat(self, arguments: Sequence[Any]) -> tuple[list[Any], torch.Size]:
         """The arguments with one leading dim each, and all leading dims."""
         pairs = list(zip(arguments, self.arguments, strict=False))
@@ -254,7 +262,7 @@ class BatchedOperator:
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         """``(y, final, kept)`` of flat arguments and ``keep``."""
         y, final, kept = out = self._results(*arguments)
-        engine = self._engine(arguments[:-1])
+        engine = self.engine(y, 0, arguments[self.count : -1])
         if engine is None:
             with torch.no_grad():
                 found, state = self.composite(*arguments[:-1])
@@ -274,7 +282,7 @@ class BatchedOperator:
         """Gradients of the differentiable arguments, in their shapes; what is not wanted comes back empty."""
         *given, kept, grad_y, grad_final, wanted = arguments
         inputs, first = [given[i] for i in self.differentiable], given[0]
-        engine = self._engine(given)
+        engine = self.engine(first, 1, given[self.count :])
         if engine is None or first.shape[0] * first.shape[2] == 0:
             with torch.no_grad():
                 found = self._by_composite(given, wanted, (grad_y, grad_final))

@@ -15,7 +15,7 @@ import torch
 
 __all__ = ["ABI", "Library", "library"]
 
-ABI = 50  # of csrc/library.cpp: pyro_ssm_abi()
+ABI = 60  # of csrc/library.cpp: pyro_ssm_abi()
 _INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
 _STRUCT = (ctypes.c_int, _POINTER)  # one struct of eight-byte fields to a status
 _NORMALISE = (None, _POINTER, _POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER)
@@ -31,6 +31,10 @@ SIGNATURES: dict[str, tuple] = {
     "pyro_ssm_linear_scan_backward": _STRUCT,
     "pyro_ssm_diag_lti_forward": _STRUCT,
     "pyro_ssm_diag_lti_backward": _STRUCT,
+    "pyro_ssm_low_rank_bank_forward": _STRUCT,
+    "pyro_ssm_low_rank_bank_backward": _STRUCT,
+    "pyro_ssm_gap_bank_forward": _STRUCT,
+    "pyro_ssm_gap_bank_backward": _STRUCT,
     "pyro_ssm_selective_forward": _STRUCT,
     "pyro_ssm_selective_backward": _STRUCT,
     "pyro_ssm_convolve_forward": _STRUCT,

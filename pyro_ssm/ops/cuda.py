@@ -16,12 +16,35 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["CUDA_ABI", "CudaEngine", "CudaLibrary", "cuda_library", "cuda_reason", "load_cuda"]
+__all__ = [
+    "CUDA_ABI",
+    "CudaEngine",
+    "CudaLibrary",
+    "DeviceEngine",
+    "cuda_library",
+    "cuda_off",
+    "cuda_reason",
+    "has_kernels",
+    "load_cuda",
+]
 
-CUDA_ABI = 30  # of csrc/cuda/library.cu: pyro_ssm_cuda_abi()
+CUDA_ABI = 31  # of csrc/cuda/library.cu: pyro_ssm_cuda_abi()
 PATH = Path(__file__).with_name("_cuda.dll" if os.name == "nt" else "_cuda.so")
 #: each has pyro_ssm_NAME_workspace, pyro_ssm_NAME_forward and pyro_ssm_NAME_backward
-NAMES = ("linear_scan", "selective", "convolve")
+NAMES = ("linear_scan", "selective", "convolve", "diag_lti")
+
+
+def has_kernels(function: str) -> bool:
+    """Whether a function is one of those that there are for CUDA devices, by whatever compiler.
+
+    Args:
+        function: ``"pyro_ssm_linear_scan_forward"``, ...
+
+    >>> from pyro_ssm.ops.cuda import has_kernels
+    >>> has_kernels("pyro_ssm_diag_lti_forward"), has_kernels("pyro_ssm_gap_bank_forward")
+    (True, False)
+    """
+    return function.removeprefix("pyro_ssm_").rpartition("_")[0] in NAMES
 
 
 class CudaLibrary(NamedTuple):
@@ -55,13 +78,23 @@ def cuda_library() -> CudaLibrary:
 
 
 def _find(path: Path) -> CudaLibrary:
+    off = cuda_off()
+    return CudaLibrary(None, off) if off else load_cuda(path)
+
+
+def cuda_off() -> str:
+    """Why this process runs no CUDA kernels of whatever origin; an empty string where it can.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.cuda import cuda_off
+    >>> torch.cuda.is_available() or bool(cuda_off())
+    True
+    """
     if os.environ.get("PYRO_SSM_COMPILED", "1") == "0":
-        return CudaLibrary(None, "switched off by PYRO_SSM_COMPILED=0")
+        return "switched off by PYRO_SSM_COMPILED=0"
     if torch.version.hip is not None:
-        return CudaLibrary(None, "this torch is for AMD devices")
-    if not torch.cuda.is_available():
-        return CudaLibrary(None, "no CUDA device")
-    return load_cuda(path)
+        return "this torch is for AMD devices"
+    return "" if torch.cuda.is_available() else "no CUDA device"
 
 
 def load_cuda(path: Path) -> CudaLibrary:
@@ -93,8 +126,9 @@ def load_cuda(path: Path) -> CudaLibrary:
     return CudaLibrary(functions, "")
 
 
+@torch.compiler.assume_constant_result
 def cuda_reason(index: int) -> str:
-    """Why the kernels cannot run on a device; an empty string where they can.
+    """Why the library cannot run on a device; an empty string where they can.
 
     >>> import torch
     >>> from pyro_ssm.ops.cuda import cuda_reason
@@ -111,26 +145,21 @@ def cuda_reason(index: int) -> str:
     return _reasons[index]
 
 
-class CudaEngine:
-    """The library on one device.
+class DeviceEngine:
+    """What runs kernels on one CUDA device: its stream and its memory are torch's.
 
     Args:
         index: of the device.
 
-    >>> from pyro_ssm.ops.cuda import CudaEngine
-    >>> CudaEngine(0).parallel_for
-    0
+    >>> from pyro_ssm.ops.cuda import DeviceEngine
+    >>> DeviceEngine(1).device
+    device(type='cuda', index=1)
     """
 
     parallel_for = 0
 
     def __init__(self, index: int) -> None:
         self.index, self.device = index, torch.device("cuda", index)
-
-    @property
-    def functions(self) -> Any:
-        """Those of the library."""
-        return cuda_library().functions
 
     @contextmanager
     def _stream(self) -> Iterator[int]:
@@ -142,6 +171,23 @@ class CudaEngine:
     def _workspace(self, size: int) -> Iterator[torch.Tensor]:
         # torch hands the memory out again only to work that is queued behind the kernels
         yield torch.empty(size, dtype=torch.uint8, device=self.device)
+
+
+class CudaEngine(DeviceEngine):
+    """The library on one device.
+
+    Args:
+        index: of the device.
+
+    >>> from pyro_ssm.ops.cuda import CudaEngine
+    >>> CudaEngine(0).parallel_for
+    0
+    """
+
+    @property
+    def functions(self) -> Any:
+        """Those of the library."""
+        return cuda_library().functions
 
     def run(self, function: str, fields: Sequence[int]) -> None:
         """Queue the kernels of a function on the current stream.

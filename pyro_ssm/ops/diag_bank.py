@@ -1,284 +1,183 @@
-"""Banks of diagonal systems, of low-rank ones and of steps that differ, by the compiled scan: no tensor of time times
-states."""
+"""``torch.ops.pyro_ssm.diag_lti``: a bank of diagonal systems that do not change in time (``csrc/diag_lti.h``).
+
+No tensor of time times states: the states before every 64 steps are kept, the backward pass computes the others again.
+Complex numbers are pairs of real ones here, in a last dim of size 2. What the other banks share with this one is here
+too.
+"""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_ssm.ops.compiled import library
-from pyro_ssm.ops.composite import composite_backward
-from pyro_ssm.ops.operator import Way, address, in_memory, rows_of, solid, way_of
+from pyro_ssm.ops.batched_operator import Argument, BatchedOperator
+from pyro_ssm.ops.linear_scan import linear_scan
+from pyro_ssm.ops.operator import Way, way_of
 
-__all__ = ["MAX_RANK", "bank_is_compiled", "diag_bank", "gap_bank", "low_rank_bank"]
+__all__ = [
+    "COMPLEX",
+    "DIAG_LTI",
+    "STEPS",
+    "all_states",
+    "bank_is_compiled",
+    "bank_shapes",
+    "diag_bank",
+    "pairs",
+    "precision",
+]
 
-FIELDS = 113  # eight-byte fields of BankArgs
-MAX_RANK = 2  # BANK_RANK
-_STEPS, _LOW_RANK_STEPS, _BYTES = 64, 32, 64  # BANK_STEPS, LOW_RANK_STEPS, BANK_BYTES
-
-_METHODS = ("zoh", "bilinear")  # BankMethod
-
-#: ``(u, a, b, C, W, Q, initial, reset, step) -> (y, final)``, differentiable
-Composite = Callable[..., tuple[Tensor, Tensor]]
+STEPS = 64  # BANK_STEPS of csrc/diag_lti.h
+_BYTES = 64  # BANK_BYTES
+#: of the precisions in which banks are computed, that of their complex numbers
+COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
-def bank_is_compiled(u: Tensor, *rest: Tensor | None) -> bool:
-    """Whether :func:`diag_bank` can take these arguments: the library is there, and they are plain tensors.
+def bank_is_compiled(bank: BatchedOperator, u: Tensor, *rest: Tensor | None) -> bool:
+    """Whether kernels can take these arguments of a bank: they are there, and no transform looks on.
 
     >>> import torch
-    >>> from pyro_ssm.ops.diag_bank import bank_is_compiled
-    >>> torch.func.vmap(lambda x: x + bank_is_compiled(x))(torch.zeros(2))
+    >>> from pyro_ssm.ops.diag_bank import DIAG_LTI, bank_is_compiled
+    >>> torch.func.vmap(lambda x: x + bank_is_compiled(DIAG_LTI, x))(torch.zeros(2))
     tensor([0., 0.])
     """
-    if torch.compiler.is_compiling() or library().functions is None:
+    if u.dtype not in COMPLEX or bank.engine(u) is None:
         return False
-    if u.device.type != "cpu" or u.dtype not in (torch.float32, torch.float64):
-        return False
-    return way_of(u, *rest) in (Way.KERNEL, Way.GRADIENT)
+    return way_of(u, *rest) is not Way.TRANSFORM
 
 
 def diag_bank(
-    u: Tensor, a: Tensor, b: Tensor, C: Tensor, initial: Tensor | None, reset: Tensor | None, composite: Composite
+    u: Tensor, a: Tensor, b: Tensor, C: Tensor, initial: Tensor | None, reset: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Run the bank over a sequence.
 
     .. math:: h_t = a \\odot h_{t-1} + b\\, u_t, \\qquad y_{td} = \\operatorname{Re} \\sum_n C_{dn} h_{tdn}
 
-    The states before every 64 steps are kept for the backward pass, which computes the others again. Second
-    derivatives go through ``composite``.
-
     Args:
-        u: ``(..., time, D)`` real, at least one step.
+        u: ``(..., time, D)`` real.
         a, b, C: ``(..., D, N)`` complex; leading dims broadcast against those of u.
         initial: ``(..., D, N)`` complex, or None.
         reset: bool ``(..., time)``, or None.
-        composite: the same in plain torch.
+
+    All is done in float64 where one of them is double, else in float32.
 
     Returns:
-        ``(y, final)``: ``(..., time, D)``, ``(..., D, N)``.
+        ``(y, final)``: ``(..., time, D)``, ``(..., D, N)``. Derivatives of any order, forward mode and
+        ``torch.func.vmap`` are exact (through torch, with a tensor of all states).
 
     >>> import torch
-    >>> from pyro_ssm.ops.diag_bank import bank_is_compiled, diag_bank
-    >>> one, u = torch.ones(1, 1, dtype=torch.complex64), torch.ones(2, 1)
-    >>> diag_bank(u, one / 2, one, one, None, None, None)[0].tolist() if bank_is_compiled(u) else [[1.0], [1.5]]
-    [[1.0], [1.5]]
+    >>> from pyro_ssm.ops.diag_bank import diag_bank
+    >>> one = torch.ones(1, 1, dtype=torch.complex64)
+    >>> diag_bank(torch.ones(2, 1), one / 2, one, one, None, None)[0].squeeze(-1)
+    tensor([1.0000, 1.5000])
     """
-
-    def plain(u: Tensor, a: Tensor, b: Tensor, C: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        return composite(u, a, b, C, *rest[2:4])
-
-    return _run(plain, "zoh", u, a, b, C, None, None, initial, reset, None)
+    real, shape = precision(u, a, b, C, initial), (u.shape[-1], a.shape[-1])
+    y, final = DIAG_LTI.run(u.to(real), *(pairs(x, shape, real) for x in (a, b, C, initial)), reset)
+    return y, torch.view_as_complex(final)
 
 
-def low_rank_bank(
-    u: Tensor,
-    a: Tensor,
-    b: Tensor,
-    C: Tensor,
-    W: Tensor,
-    Q: Tensor,
-    initial: Tensor | None,
-    reset: Tensor | None,
-    composite: Composite,
-) -> tuple[Tensor, Tensor]:
-    """:func:`diag_bank` of diagonal systems whose states are coupled by matrices of low rank.
-
-    .. math::
-        h_t = a \\odot h_{t-1} + b\\, u_t - \\sum_j W_j \\operatorname{Re} \\sum_n Q_{jn} h_{t-1,n}, \\qquad
-        y_{td} = \\operatorname{Re} \\sum_n C_{dn} h_{tdn}
-
-    The states before every 32 steps are kept for the backward pass.
-
-    Args:
-        u: ``(..., time, D)`` real, at least one step.
-        a, b, C: ``(..., D, N)`` complex; leading dims broadcast against those of u.
-        W, Q: ``(..., D, r, N)`` complex, r at most ``MAX_RANK``.
-        initial: ``(..., D, N)`` complex, or None.
-        reset: bool ``(..., time)``, or None.
-        composite: the same in plain torch.
-
-    Returns:
-        ``(y, final)``: ``(..., time, D)``, ``(..., D, N)``.
+def precision(*tensors: Tensor | None) -> torch.dtype:
+    """float64 where one of them is double, else float32.
 
     >>> import torch
-    >>> from pyro_ssm.ops.diag_bank import bank_is_compiled, low_rank_bank
-    >>> one, u = torch.ones(1, 1, dtype=torch.complex64), torch.ones(2, 1)
-    >>> args = (u, one / 2, one, one, one.unsqueeze(0) / 4, one.unsqueeze(0), None, None)
-    >>> low_rank_bank(*args, None)[0].tolist() if bank_is_compiled(u) else [[1.0], [1.25]]
-    [[1.0], [1.25]]
+    >>> from pyro_ssm.ops.diag_bank import precision
+    >>> precision(torch.zeros(1), None, torch.zeros(1, dtype=torch.complex128))
+    torch.float64
     """
-
-    def plain(*args: Any) -> tuple[Tensor, Tensor]:
-        return composite(*args[:8])
-
-    return _run(plain, "zoh", u, a, b, C, W, Q, initial, reset, None)
+    double = any(x is not None and x.dtype in (torch.float64, torch.complex128) for x in tensors)
+    return torch.float64 if double else torch.float32
 
 
-def gap_bank(
-    u: Tensor,
-    step: Tensor,
-    a: Tensor,
-    b: Tensor,
-    C: Tensor,
-    initial: Tensor | None,
-    reset: Tensor | None,
-    method: str,
-    composite: Composite,
-) -> tuple[Tensor, Tensor]:
-    """:func:`diag_bank` of systems in continuous time, each step of its own length and discretised where it is taken.
-
-    .. math::
-        h_t = h_{t-1} + e(\\Delta_t a) \\odot (h_{t-1} + b\\, u_t), \\qquad
-        e(x) = e^x - 1 \\;\\text{(zoh)}, \\quad \\tfrac{x}{1 - x/2} \\;\\text{(bilinear)}
-
-    This is :math:`\\dot h = a h + B u` with :math:`b = B / a`. A step of 0 leaves a state exactly as it is.
-
-    Args:
-        u: ``(..., time, D)`` real, at least one step.
-        step: :math:`\\Delta`, ``(..., time, D)``.
-        a, b, C: ``(..., D, N)`` complex; leading dims broadcast against those of u.
-        initial: ``(..., D, N)`` complex, or None.
-        reset: bool ``(..., time)``, or None.
-        method: ``"zoh"`` or ``"bilinear"``.
-        composite: the same in plain torch, of ``(u, step, a, b, C, initial, reset, method)``.
-
-    Returns:
-        ``(y, final)``: ``(..., time, D)``, ``(..., D, N)``.
+def pairs(x: Tensor | None, shape: tuple[int, ...], real: torch.dtype) -> Tensor | None:
+    """A complex argument, its last dims expanded to ``shape``, as pairs of real numbers of a precision.
 
     >>> import torch
-    >>> from pyro_ssm.ops.diag_bank import bank_is_compiled, gap_bank
-    >>> one, u = torch.ones(1, 1, dtype=torch.complex64), torch.ones(1, 1)
-    >>> args = (u, u, -2 * one, one, one, None, None, "bilinear", None)
-    >>> gap_bank(*args)[0].tolist() if bank_is_compiled(u) else [[-1.0]]
-    [[-1.0]]
+    >>> from pyro_ssm.ops.diag_bank import pairs
+    >>> pairs(torch.tensor([1j]), (2,), torch.float64)
+    tensor([[0., 1.],
+            [0., 1.]], dtype=torch.float64)
     """
-
-    def plain(u: Tensor, a: Tensor, b: Tensor, C: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        return composite(u, rest[4], a, b, C, rest[2], rest[3], method)
-
-    return _run(plain, method, u, a, b, C, None, None, initial, reset, step)
-
-
-def _run(composite: Composite, method: str, *args: Any) -> tuple[Tensor, Tensor]:
-    if way_of(*args[:7], args[8]) is Way.GRADIENT:
-        return _Bank.apply(composite, method, *args)
-    return _forward(method, args, False)[:2]
-
-
-class _Bank(torch.autograd.Function):
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, composite: Composite, method: str, *args: Any
-    ) -> tuple[Tensor, Tensor]:
-        y, final, tape = _forward(method, args, True)
-        ctx.composite, ctx.method = composite, method
-        ctx.save_for_backward(*args, tape)
-        ctx.set_materialize_grads(False)
-        return y, final
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        *args, tape = ctx.saved_tensors
-        needed = ctx.needs_input_grad[2:]
-        given = [g for g in grads if g is not None]
-        if not given:
-            return (None,) * 11
-        if torch.is_grad_enabled() or way_of(*given) is not Way.KERNEL:
-            return (None, None, *composite_backward(ctx.composite, args, needed, grads))
-        found = _backward(ctx.method, args, tape, grads[0], grads[1], needed)
-        return (
-            None,
-            None,
-            *(
-                None if not want else g if g.shape == x.shape else g.sum_to_size(x.shape)
-                for g, x, want in zip(found, args, needed, strict=True)
-            ),
-        )
-
-
-_EVENTS = (2, 2, 2, 2, 3, 3, 2, 1, 2, 2, 2)  # event dims of u, a, b, C, W, Q, initial, reset, step, grad_y, grad_final
-_TIMED = (True, False, False, False, False, False, False, True, True, True, False)
-
-
-def _fields(
-    method: str, args: Sequence[Any], grad_y: Tensor | None, grad_final: Tensor | None
-) -> tuple[list[int], list[Tensor | None], torch.Size]:
-    """The first fields of BankArgs, the tensors whose memory they point to, and the leading dims."""
-    u, a, *_, W = args[:5]
-    lead = torch.broadcast_shapes(
-        *(x.shape[: x.dim() - event] for x, event in zip(args, _EVENTS, strict=False) if x is not None)
-    )
-    steps, (width, states), rank = u.shape[-2], a.shape[-2:], 0 if W is None else W.shape[-2]
-    found: list[Tensor | None] = []
-    for x, event, timed in zip((*args, grad_y, grad_final), _EVENTS, _TIMED, strict=True):
-        if x is not None:
-            of_event = (steps, width)[:event] if timed else (width, rank, states)[:: 4 - event]
-            x = solid(in_memory(x).expand(x.shape[: x.dim() - event] + of_event), event - 1 if timed else event)
-        found.append(x)
-    rows = rows_of(lead, [_strides(x, event, len(lead)) for x, event in zip(found, _EVENTS, strict=True)])
-    if rows is None:  # more leading dims than the library takes: one after the other in memory
-        found = [
-            None if x is None else x.expand(lead + x.shape[x.dim() - event :]).flatten(0, len(lead) - 1).contiguous()
-            for x, event in zip(found, _EVENTS, strict=True)
-        ]
-        return (*_fields(method, found[:9], *found[9:])[:2], lead)
-    fields = [int(u.dtype == torch.float64), steps, width, states, rank, _METHODS.index(method)]
-    fields += [torch.get_num_threads(), library().parallel_for, *rows[0]]
-    for x, strides, event, timed in zip(found, rows[1], _EVENTS, _TIMED, strict=True):
-        fields += [address(x), *strides, x.stride(x.dim() - event) if x is not None and timed else 0]
-    return fields, found, lead
-
-
-def _strides(x: Tensor | None, event: int, dims: int) -> list[int]:
-    """Over the leading dims, in real numbers; 0 where a size is 1."""
     if x is None:
-        return [0] * dims
-    own = x.dim() - event
-    scale = 2 if x.is_complex() else 1
-    return [0] * (dims - own) + [0 if x.shape[i] == 1 else scale * x.stride(i) for i in range(own)]
+        return None
+    return torch.view_as_real(x.expand(x.shape[: -len(shape)] + shape).resolve_conj()).to(real)
 
 
-def _call(which: str, fields: list[int]) -> None:
-    if getattr(library().functions, f"pyro_ssm_diag_lti_{which}")((ctypes.c_int64 * FIELDS)(*fields)):
-        raise MemoryError("not enough memory for the states of one block of channels")
+def all_states(
+    a: Tensor, drive: Tensor, C: Tensor, initial: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A bank with all its states, in plain torch: :math:`h_t = a_t \\odot h_{t-1} + d_t`, read by C.
+
+    Args:
+        a: ``(..., time or 1, D, N)`` complex.
+        drive: ``(..., time, D, N)`` complex.
+        C: ``(..., D, N, 2)``, pairs; initial: the same, or None.
+        reset: bool ``(..., time)``, or None.
+
+    Returns:
+        ``(y, final)``: ``(..., time, D)``, and ``(..., D, N, 2)``, pairs.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.diag_bank import all_states
+    >>> one = torch.ones(1, 1, 1, dtype=torch.complex64)
+    >>> all_states(one / 2, one.expand(2, 1, 1), torch.view_as_real(one[0]), None, None)[0].squeeze(-1)
+    tensor([1.0000, 1.5000])
+    """
+    C, shape = torch.view_as_complex(C.contiguous()), drive.shape[-2:]
+    first = None if initial is None else torch.view_as_complex(initial.contiguous()).flatten(-2)
+    if drive.shape[-3] == 0 and first is None:
+        first = drive.new_zeros(shape.numel())
+    h = linear_scan(a.flatten(-2), drive.flatten(-2), first, reset=reset).unflatten(-1, shape)
+    y = (C.unsqueeze(-3) * h).sum(-1).real
+    final = h[..., -1, :, :] if drive.shape[-3] else first.unflatten(-1, shape)
+    return y, torch.view_as_real(final.expand(y.shape[:-2] + shape))
 
 
-def _forward(method: str, args: Sequence[Any], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    u, a, *_, W = args[:5]
-    fields, alive, lead = _fields(method, args, None, None)
-    steps, (width, states) = u.shape[-2], a.shape[-2:]
-    y, final = u.new_empty(lead + (steps, width)), a.new_empty(lead + (width, states))
+def bank_shapes(u: Tensor, a: Tensor, steps: int = STEPS) -> tuple[tuple[int, ...], ...]:
+    """Shapes of y, of the final state and of what is kept: the states before every ``steps`` steps of blocks of lanes.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.diag_bank import bank_shapes
+    >>> bank_shapes(torch.zeros(2, 65, 3), torch.zeros(1, 3, 4, 2))
+    ((2, 65, 3), (2, 3, 4, 2), (2, 4, 2, 16))
+    """
+    batch, times, channels = u.shape
     block = _BYTES // u.element_size()
-    blocks = -(-(y.numel() // max(steps, 1)) // block)
-    segments = -(-steps // (_STEPS if W is None else _LOW_RANK_STEPS))
-    tape = u.new_empty(blocks * segments * states * 2 * block if keep else 0)
-    if y.numel():
-        _call("forward", [*fields, y.data_ptr(), final.data_ptr(), tape.data_ptr() if keep else 0, *[0] * 8])
-    del alive
-    return y, final, tape
+    blocks, segments = (batch * channels + block - 1) // block, (times + steps - 1) // steps
+    return (batch, times, channels), (batch, *a.shape[1:]), (blocks * segments, a.shape[2], 2, block)
 
 
-def _backward(
-    method: str,
-    args: Sequence[Any],
-    tape: Tensor,
-    grad_y: Tensor | None,
-    grad_final: Tensor | None,
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    fields, alive, lead = _fields(method, args, grad_y, grad_final)
-    u, a, _, _, W, Q, _, _, step = args
-    shapes = [(like, event) for like, event in zip((u, a, a, a, W, Q, a), _EVENTS, strict=False)]
-    shapes.append((None if step is None else u, 2))
-    out = [
-        like.new_empty(lead + like.shape[like.dim() - event :]) if want else None
-        for (like, event), want in zip(shapes, (*needed[:7], needed[8]), strict=True)
-    ]
-    if u.shape[-2:].numel() * lead.numel():
-        _call("backward", [*fields, 0, 0, tape.data_ptr(), *(address(x) for x in out)])
-    del alive
-    return [*out[:7], None, out[7]]
+def _composite(
+    u: Tensor, a: Tensor, b: Tensor, C: Tensor, initial: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The bank with all its states, in plain torch."""
+    a, b = (torch.view_as_complex(x.contiguous()).unsqueeze(-3) for x in (a, b))
+    return all_states(a, b * u.unsqueeze(-1), C, initial, reset)
+
+
+def _sizes(u: Tensor, a: Tensor, *rest: Any) -> tuple[int, ...]:
+    return (*u.shape, a.shape[2])
+
+
+def _shapes(u: Tensor, a: Tensor, *rest: Any) -> tuple[tuple[int, ...], ...]:
+    return bank_shapes(u, a)
+
+
+#: of u, a, b, C, the initial state and reset
+DIAG_LTI = BatchedOperator(
+    "diag_lti",
+    [
+        Argument("u", 2, timed=True),
+        Argument("a", 3, solid=3),
+        Argument("b", 3, solid=3),
+        Argument("C", 3, solid=3),
+        Argument("initial", 3, solid=3, optional=True),
+        Argument("reset", 1, differentiable=False, optional=True),
+    ],
+    "",
+    _composite,
+    _sizes,
+    _shapes,
+    ("pyro_ssm_diag_lti_forward", "pyro_ssm_diag_lti_backward"),
+    keeps=True,
+)

@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_ssm.ops.diag_bank import bank_is_compiled, diag_bank, gap_bank
+from pyro_ssm.ops.diag_bank import COMPLEX, DIAG_LTI, bank_is_compiled, diag_bank, precision
 from pyro_ssm.ops.diagonal_scan import check_steps, diagonal_scan, diagonal_scan_reference
-from pyro_ssm.ops.linear_scan import linear_scan
+from pyro_ssm.ops.gap_bank import GAP_BANK, METHODS, gap_bank
+from pyro_ssm.ops.operator import Way, way_of
 from pyro_ssm.ops.ssm_kernel import discretise_exactly, fft_conv, powers, readout
 
 __all__ = ["diag_lti", "diag_lti_reference"]
 
+_HALVES = (torch.float16, torch.bfloat16)
 _CONVOLUTION_FROM = 4  # steps; measured on CPU, forward and backward
 _SMALLEST = 1e-6  # eigenvalue by which an input is divided
 
@@ -73,7 +75,8 @@ def diag_lti(
             convolution, where it is possible and not short.
 
     Returns:
-        ``(y, final)``: ``(..., time, D)`` and ``(..., D, N)``.
+        ``(y, final)``: ``(..., time, D)`` and ``(..., D, N)``. Derivatives of any order, forward mode and
+        ``torch.func.vmap`` are exact. Halves are computed in float32, and so is what autocast would narrow.
 
     Raises:
         ValueError: a shape that does not fit, an unknown mode, or a convolution that is not possible.
@@ -93,11 +96,16 @@ def diag_lti(
     check_steps("diag_lti", u, reset=reset)
     if mode not in (None, "scan", "convolution"):
         raise ValueError(f"diag_lti: `mode` must be 'scan', 'convolution' or None, got {mode!r}")
-    if step.shape[-2] == 1 and steps and mode != "convolution" and bank_is_compiled(u, step, A, B, C, initial):
-        return _bank(u, step, A, B, C, initial, reset, method)
-    if mode is None and steps and step.shape[-2] == steps and bank_is_compiled(u, step, A, B, C, initial):
-        if method in ("zoh", "bilinear") and bool((A.abs() > _SMALLEST).all()):
-            return _gaps(u, step, A, B, C, initial, reset, method)
+    if u.dtype in _HALVES:
+        with torch.autocast(u.device.type, enabled=False):
+            real = (u.float(), step.float() if step.dtype in _HALVES else step)
+            y, final = diag_lti(*real, A, B, C, initial=initial, reset=reset, method=method, mode=mode)
+        return y.to(u.dtype), final
+    tensors = (u, step, A, B, C, initial)
+    if step.shape[-2] == 1 and steps and mode != "convolution" and bank_is_compiled(DIAG_LTI, *tensors):
+        return _bank(*tensors, reset, method)
+    if mode is None and method in METHODS and steps and step.shape[-2] == steps and _gaps_are_compiled(*tensors):
+        return _gaps(*tensors, reset, method)
     regular = step.shape[-2] == 1 and reset is None
     if mode == "convolution" and not regular:
         raise ValueError("diag_lti: a convolution needs one step for all times, and no reset; use mode='scan'")
@@ -121,10 +129,14 @@ def _bank(
     """One step for all times: what is discretised has no time, and the compiled scan makes no tensor of all states."""
     A, B, C = (m if m.dim() == 2 else m.squeeze(-3) for m in (A, B, C))
     a, w = discretise_exactly(A, step.squeeze(-2).unsqueeze(-1), method)
-    dtype = torch.promote_types(A.dtype, u.dtype.to_complex())
-    initial = None if initial is None else initial.to(dtype)
-    y, final = diag_bank(u, a.to(dtype), w.to(dtype) * B, 2 * C.to(dtype), initial, reset, _states)
-    return y, final
+    dtype = COMPLEX[precision(u, A)]
+    return diag_bank(u, a.to(dtype), w.to(dtype) * B, 2 * C, initial, reset)
+
+
+def _gaps_are_compiled(u: Tensor, step: Tensor, A: Tensor, *rest: Tensor | None) -> bool:
+    if not bank_is_compiled(GAP_BANK, u, step, A, *rest) or way_of(u, step, A, *rest) is Way.OPERATOR:
+        return False
+    return bool((A.abs() > _SMALLEST).all())  # a graph cannot ask
 
 
 def _gaps(
@@ -139,39 +151,8 @@ def _gaps(
 ) -> tuple[Tensor, Tensor]:
     """A step for each time: the compiled scan discretises where it stands."""
     A, B, C = (m if m.dim() == 2 else m.squeeze(-3) for m in (A, B, C))
-    dtype = torch.promote_types(A.dtype, u.dtype.to_complex())
-    initial = None if initial is None else initial.to(dtype)
-    A = A.to(dtype)
-    return gap_bank(u, step.to(u.dtype), A, B.to(dtype) / A, 2 * C.to(dtype), initial, reset, method, _gap_states)
-
-
-def _gap_states(
-    u: Tensor,
-    step: Tensor,
-    a: Tensor,
-    b: Tensor,
-    C: Tensor,
-    initial: Tensor | None,
-    reset: Tensor | None,
-    method: str,
-) -> tuple[Tensor, Tensor]:
-    """:func:`~pyro_ssm.ops.diag_bank.gap_bank` with all its states."""
-    x = step.unsqueeze(-1) * a.unsqueeze(-3)  # (..., time, D, N)
-    grown = torch.expm1(x) if method == "zoh" else x / (1 - x / 2)
-    drive = grown * b.unsqueeze(-3) * u.unsqueeze(-1)
-    first = None if initial is None else initial.flatten(-2)
-    h = linear_scan((grown + 1).flatten(-2), drive.flatten(-2), first, reset=reset).unflatten(-1, a.shape[-2:])
-    return (C.unsqueeze(-3) * h).sum(-1).real, h[..., -1, :, :]
-
-
-def _states(
-    u: Tensor, a: Tensor, b: Tensor, C: Tensor, initial: Tensor | None, reset: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """:func:`~pyro_ssm.ops.diag_bank.diag_bank` with all its states."""
-    drive = (b.unsqueeze(-3) * u.unsqueeze(-1)).flatten(-2)
-    first = None if initial is None else initial.flatten(-2)
-    h = linear_scan(a.flatten(-2).unsqueeze(-2), drive, first, reset=reset).unflatten(-1, a.shape[-2:])
-    return (C.unsqueeze(-3) * h).sum(-1).real, h[..., -1, :, :]
+    A = A.to(COMPLEX[precision(u, A)])
+    return gap_bank(u, step.to(u.dtype), A, B / A, 2 * C, initial, reset, method)
 
 
 def _convolution(

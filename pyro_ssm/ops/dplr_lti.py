@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops.dense_lti import dense_lti
-from pyro_ssm.ops.diag_bank import MAX_RANK, bank_is_compiled, low_rank_bank
+from pyro_ssm.ops.diag_bank import COMPLEX, bank_is_compiled, precision
 from pyro_ssm.ops.diagonal_scan import check_steps
 from pyro_ssm.ops.dplr import dplr_kernel, dplr_scan, readout_row
 from pyro_ssm.ops.dplr_step import dplr_step
+from pyro_ssm.ops.low_rank_bank import LOW_RANK_BANK, MAX_RANK, low_rank_bank
 
 __all__ = ["dplr_lti"]
 
@@ -70,14 +71,15 @@ def dplr_lti(
     if mode == "convolution" and reset is not None:
         raise ValueError("dplr_lti: a convolution knows no reset; use mode='scan'")
     steps = u.shape[-2]
-    compiled = 0 < P.shape[-1] <= MAX_RANK and bank_is_compiled(u, step, eigenvalues, P, B, C, initial)
+    tensors = (u, step, eigenvalues, P, B, C, initial)
+    compiled = 0 < P.shape[-1] <= MAX_RANK and bank_is_compiled(LOW_RANK_BANK, *tensors)
     if mode == "bank" and not compiled:
-        raise ValueError(f"dplr_lti: mode='bank' needs the compiled library, plain CPU tensors and r <= {MAX_RANK}")
+        raise ValueError(
+            f"dplr_lti: mode='bank' needs the compiled library, tensors on a CPU, no torch.func and r <= {MAX_RANK}"
+        )
     if compiled and steps and mode in (None, "bank"):
-        dtype = torch.promote_types(C.dtype, u.dtype.to_complex())
-        a, b, W, Q = dplr_step(eigenvalues, P, B, step).to(dtype)
-        first = None if initial is None else initial.to(dtype)
-        return low_rank_bank(u, a, b, 2 * C.to(dtype), W, Q, first, reset, _states)
+        a, b, W, Q = dplr_step(eigenvalues, P, B, step).to(COMPLEX[precision(u, C)])
+        return low_rank_bank(u, a, b, 2 * C, W, Q, initial, reset)
     if mode == "convolution" or (mode is None and reset is None and steps >= _KERNEL_FROM):
         return _convolution(u, step, eigenvalues, P, B, C, initial)
     eigenvalues, B, C = (m if m.dim() == 2 else m.unsqueeze(-3) for m in (eigenvalues, B, C))
@@ -85,20 +87,6 @@ def dplr_lti(
     first = eigenvalues.new_zeros(eigenvalues.shape[-2:]) if initial is None else initial
     steps_of_all = step.unsqueeze(-2).expand(*step.shape[:-1], steps, step.shape[-1])
     return dplr_scan(u, steps_of_all, eigenvalues, P, B, C, first, reset)
-
-
-def _states(
-    u: Tensor, a: Tensor, b: Tensor, C: Tensor, W: Tensor, Q: Tensor, initial: Tensor | None, reset: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """:func:`~pyro_ssm.ops.diag_bank.low_rank_bank` with all its states."""
-    h = a.new_zeros(a.shape[-2:]) if initial is None else initial
-    outputs = []
-    for t, u_t in enumerate(u.unbind(-2)):
-        h = h if reset is None else h * ~reset[..., t, None, None]
-        coupled = (Q @ h.unsqueeze(-1)).real  # (..., D, r, 1)
-        h = a * h + b * u_t.unsqueeze(-1) - (W * coupled).sum(-2)
-        outputs.append((C * h).sum(-1).real)
-    return torch.stack(outputs, -2), h
 
 
 def _convolution(

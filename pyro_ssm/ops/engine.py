@@ -1,4 +1,4 @@
-"""Who runs a compiled operator: the library of the CPU or that of the GPU, by the device of the tensors."""
+"""Who runs a compiled operator: the library of the CPU, that of the GPU, or kernels of the GPU compiled when needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops.compiled import library
-from pyro_ssm.ops.cuda import CudaEngine, cuda_reason
+from pyro_ssm.ops.cuda import CudaEngine, cuda_reason, has_kernels
+from pyro_ssm.ops.nvrtc_engine import NvrtcEngine, nvrtc_reason
 
 __all__ = ["CpuEngine", "Engine", "engine_of"]
 
@@ -53,19 +54,26 @@ class CpuEngine(NamedTuple):
             raise MemoryError(f"{function}: not enough memory for the states of one chunk of steps")
 
 
-def engine_of(x: Tensor) -> Engine | None:
-    """The engine for tensors where ``x`` is; None where plain torch must do it.
+def engine_of(x: Tensor, function: str, code: int) -> Engine | None:
+    """The engine for a function and tensors where ``x`` is; None where plain torch must do it.
+
+    Args:
+        x: one of the tensors.
+        function: ``"pyro_ssm_linear_scan_forward"``, ...
+        code: the first field of its struct.
 
     >>> import torch
     >>> from pyro_ssm.ops.engine import engine_of
-    >>> engine_of(torch.zeros(1, device="meta")) is None
+    >>> engine_of(torch.zeros(1, device="meta"), "pyro_ssm_linear_scan_forward", 0) is None
     True
     """
     device = x.device
     if device.type == "cpu":
         found = library()
         return None if found.functions is None else CpuEngine(found.functions, found.parallel_for)
-    if device.type != "cuda":
+    if device.type != "cuda" or not has_kernels(function):
         return None
     index = device.index if device.index is not None else torch.cuda.current_device()
-    return None if cuda_reason(index) else CudaEngine(index)
+    if not cuda_reason(index):
+        return CudaEngine(index)
+    return None if nvrtc_reason(index, function, code) else NvrtcEngine(index)

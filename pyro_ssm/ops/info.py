@@ -1,15 +1,17 @@
 """Which compiled operators are in use, and why the others are not."""
 
+import warnings
 from typing import NamedTuple
 
 import torch
 
 from pyro_ssm.ops.compiled import library
 from pyro_ssm.ops.cuda import cuda_reason
+from pyro_ssm.ops.nvrtc_engine import runtime_kernels
 
 __all__ = ["OpsInfo", "info"]
 
-#: those that have a compiled version; on CUDA devices causal_conv1d, linear_scan, scan2x2, selective_scan and ssd
+#: those that have a compiled version; on CUDA causal_conv1d, diag_lti, linear_scan, scan2x2, selective_scan and ssd
 OPERATORS = (
     "causal_conv1d",
     "diag_lti",
@@ -68,8 +70,8 @@ def info() -> OpsInfo:
         ['causal_conv1d', 'diag_lti', 'kalman_filter', 'linear_scan']
     """
     found = library()
-    cuda = cuda_reason(torch.cuda.current_device() if torch.cuda.is_available() else 0)
-    on_cuda = f" CUDA: {'not in use, ' + cuda if cuda else 'in use'}."
+    cuda, route = _on_cuda()
+    on_cuda = f" CUDA: {'not in use, ' + cuda if cuda else 'in use, ' + route}."
     if found.functions is None:
         return OpsInfo(
             compiled=(),
@@ -80,3 +82,19 @@ def info() -> OpsInfo:
     threads = "torch's threads" if found.parallel_for else "one thread"
     explanation = f"The compiled operators are in use ({found.isa}, {threads}).{on_cuda}"
     return OpsInfo(compiled=OPERATORS, missing={}, explanation=explanation, cuda=cuda)
+
+
+def _on_cuda() -> tuple[str, str]:
+    """Why no kernel is in use for CUDA tensors, and where those that are come from."""
+    if not torch.cuda.is_available():
+        return cuda_reason(0), ""
+    index = torch.cuda.current_device()
+    reason = cuda_reason(index)
+    if not reason:
+        return "", "built by nvcc"
+    with warnings.catch_warnings():  # the reason is told
+        warnings.simplefilter("ignore")
+        found = runtime_kernels(index)
+    if not isinstance(found, str):
+        return "", str(found)
+    return (reason if found == reason else f"{reason}; {found}"), ""

@@ -163,7 +163,8 @@ def _fields(
     reverse: bool,
 ) -> tuple[Engine, list[int], list[Tensor | None]] | None:
     """The engine, the first fields of ScanArgs, the tensors whose memory they point to; None where torch must do it."""
-    engine, code = engine_of(a), _CODES.get((kind, a.dtype))
+    code = _CODES.get((kind, a.dtype))
+    engine = None if code is None else engine_of(a, "pyro_ssm_linear_scan_forward", code)  # one program for both ways
     if engine is None or code is None:
         return None
     event, lanes, lead = kind.event, shape[-kind.event], len(shape) - kind.event - 1

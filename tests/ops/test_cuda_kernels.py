@@ -7,13 +7,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pyro_ssm.ops import compiled, cuda, engine, linear_scan, linear_scan_reference, recurrence_kernel, scan2x2
+from pyro_ssm.ops import (
+    compiled,
+    cuda,
+    diag_lti,
+    diag_lti_reference,
+    engine,
+    linear_scan,
+    linear_scan_reference,
+    recurrence_kernel,
+    scan2x2,
+)
 from pyro_ssm.ops.convolve_kernel import CAUSAL_CONV1D
+from pyro_ssm.ops.diag_bank import DIAG_LTI
 from pyro_ssm.ops.selective_kernel import SELECTIVE_SCAN
 from tests.ops.conftest import use
 from tests.ops.emulated_cuda import emulate, emulated_library
 from tests.ops.test_selective_scan import OPS as SELECTIVE
-from tests.ops.test_structured_scans import OPS, as_tuple, assert_same, gradients, scan
+from tests.ops.test_structured_scans import OPS, as_tuple, assert_same, bank, gradients, scan
 
 
 @pytest.fixture
@@ -27,9 +38,20 @@ def device(monkeypatch):
 
 def run(f, args, options, dtype=torch.float64):
     """Results and gradients."""
-    args = {k: x.detach().to(dtype).requires_grad_() for k, x in args.items()}
+    args = {k: wide(x.detach(), dtype).requires_grad_() for k, x in args.items()}
     out = as_tuple(f(**args, **options))
-    return [*(x.detach() for x in out), *gradients(tuple(x.double() for x in out), args.values())]
+    return [*(x.detach() for x in out), *gradients(tuple(wide(x, torch.float64) for x in out), args.values())]
+
+
+def wide(x, real):
+    """In a precision, complex or not."""
+    return x.to(real.to_complex() if x.is_complex() else real)
+
+
+def regular_bank(lead=(2,), L=7, D=3, N=4):
+    """One step for all times, and matrices whose product over many steps is not nothing."""
+    args = bank(lead, L, D, N, regular=True)
+    return args | {"A": 0.1 * args["A"]}
 
 
 CASES = {
@@ -40,6 +62,13 @@ CASES = {
     "selective_scan": (*SELECTIVE["selective_scan"], [{"D": 1, "N": 1}, {"D": 5, "N": 3}, {"D": 18, "N": 17}]),
     "ssd": (*SELECTIVE["ssd"], [{"H": 4, "P": 3, "G": 2, "N": 5}, {"H": 2, "P": 20, "G": 1, "N": 17}]),
     "causal_conv1d": (*SELECTIVE["causal_conv1d"], [{"D": 1, "K": 1}, {"D": 5, "K": 2}, {"D": 130, "K": 4}]),
+    "diag_lti": (
+        diag_lti,
+        diag_lti_reference,
+        regular_bank,
+        {},
+        [{"D": 9, "N": 3}, {"D": 3, "N": 18}],
+    ),
 }
 SKIPPING = ("selective_scan", "ssd", "causal_conv1d")
 
@@ -62,7 +91,7 @@ def test_values_and_gradients_equal_the_loop(name, size, multiprocessors, L, dev
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["linear_scan", "scan2x2", "selective_scan", "ssd", "causal_conv1d"])
+@pytest.mark.parametrize("name", ["linear_scan", "scan2x2", "selective_scan", "ssd", "causal_conv1d", "diag_lti"])
 def test_kernels_in_float32_equal_those_of_the_cpu(name, device, monkeypatch):
     """Numbers one by one here, registers of many there: the same arithmetic."""
     fast, _, make, options, sizes = CASES[name]
@@ -149,25 +178,28 @@ def test_many_groups_of_states_and_no_steps(device):
 # ------------------------------------------------------------------------------------------ the way there
 
 
+SCAN = ("pyro_ssm_linear_scan_forward", 0)
+
+
 def test_which_tensors_go_to_the_gpu(monkeypatch):
     there = SimpleNamespace(device=torch.device("cuda", 1))
     monkeypatch.setattr(cuda, "_reasons", {})
     if not torch.cuda.is_available():
-        assert cuda.cuda_reason(0) == "no CUDA device" and engine.engine_of(there) is None
+        assert cuda.cuda_reason(0) == "no CUDA device" and engine.engine_of(there, *SCAN) is None
     status = {0: 0, 1: 209}
     functions = SimpleNamespace(pyro_ssm_cuda_usable=status.get, pyro_ssm_cuda_error=lambda error: b"no kernel image")
     monkeypatch.setattr(cuda, "_library", cuda.CudaLibrary(functions, ""))
-    assert engine.engine_of(there) is None and "no kernel image" in cuda.cuda_reason(1)
-    found = engine.engine_of(SimpleNamespace(device=torch.device("cuda", 0)))
+    assert engine.engine_of(there, *SCAN) is None and "no kernel image" in cuda.cuda_reason(1)
+    found = engine.engine_of(SimpleNamespace(device=torch.device("cuda", 0)), *SCAN)
     assert isinstance(found, cuda.CudaEngine) and found.device == torch.device("cuda", 0)
     monkeypatch.setattr(cuda, "_library", cuda.CudaLibrary(None, "not built"))
-    assert engine.engine_of(SimpleNamespace(device=torch.device("cuda", 0))) is None
+    assert engine.engine_of(SimpleNamespace(device=torch.device("cuda", 0)), *SCAN) is None
 
 
 def test_operators_without_an_engine_are_torch(monkeypatch):
     """What a CUDA tensor meets where there is no library."""
     for module in ("pyro_ssm.ops.batched_operator", "pyro_ssm.ops.recurrence_kernel"):
-        monkeypatch.setattr(f"{module}.engine_of", lambda x: None)
+        monkeypatch.setattr(f"{module}.engine_of", lambda *_: None)
     monkeypatch.setattr(compiled, "_library", compiled.Library(None, "switched off by the test", "", 0))
     for name in CASES:
         fast, plain, make, options, sizes = CASES[name]
@@ -199,6 +231,7 @@ def check_layouts(functions):
     for name, operator, extra in (
         ("selective", SELECTIVE_SCAN, 10 + 4 + 12),
         ("convolve", CAUSAL_CONV1D, 5 + 3 + 6),
+        ("diag_lti", DIAG_LTI, 5 + 4 + 7),
     ):
         sizes[name] = sum(3 if x.timed else 2 for x in operator.arguments) + extra
     for name, fields in sizes.items():

@@ -7,8 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from pyro_ssm.ops import compiled, diag_lti, diag_lti_reference
-from pyro_ssm.ops.diag_bank import bank_is_compiled, diag_bank
-from pyro_ssm.ops.diag_lti import _states
+from pyro_ssm.ops.diag_bank import DIAG_LTI, bank_is_compiled, diag_bank
 
 needs_library = pytest.mark.skipif(compiled.library().functions is None, reason="the compiled library is not in use")
 
@@ -42,6 +41,17 @@ def close(found, wanted, relative):
             assert (one - other).abs().max() <= relative * other.abs().max()
 
 
+def loop(u, a, b, C, initial, reset):
+    """The bank as its equation says."""
+    h = torch.zeros((), dtype=a.dtype) if initial is None else initial
+    outputs = []
+    for t in range(u.shape[-2]):
+        h = h if reset is None else h * ~reset[..., t, None, None]
+        h = a * h + b * u[..., t, :, None]
+        outputs.append((C * h).sum(-1).real)
+    return torch.stack(torch.broadcast_tensors(*outputs), -2), h
+
+
 @pytest.mark.parametrize("D", [1, 5, 16, 21])
 @pytest.mark.parametrize("L", [1, 2, 64, 65, 131])
 @pytest.mark.parametrize("resets", [False, True])
@@ -62,16 +72,14 @@ def test_coefficients_that_each_series_has_of_its_own():
     u = torch.randn(5, 9, 4, dtype=torch.float64).permute(2, 1, 0)
     initial, reset = torch.randn(3, 1, 1, 2, dtype=torch.complex128).expand(3, 1, 5, 2), torch.rand(3, 1, 9) < 0.2
     inputs = [x.detach().requires_grad_() for x in (u, a, b, C, initial)]
-    found, wanted = (
-        f(*inputs, reset) for f in (lambda *x: diag_bank(*x, _states), lambda *x: _states(*x))
-    )  # fmt: skip
+    found, wanted = diag_bank(*inputs, reset), loop(*inputs, reset)
     close(found, wanted, 1e-13)
     weights = [torch.randn_like(x) for x in wanted]
     close(*(torch.autograd.grad(x, inputs, weights) for x in (found, wanted)), 1e-12)
     many = [x.expand(2, 1, 2, 1, 2, 1, 2, *x.shape) for x in (u[0, :3], b)]
     crossed = a.reshape(1, 3, 1, 1, 1, 1, 1, 5, 2)
     few = (many[0], crossed, many[1], b, None, None)
-    close(diag_bank(*few, _states), _states(*few), 1e-13)
+    close(diag_bank(*few), loop(*few), 1e-13)
 
 
 def test_derivatives(engine):
@@ -94,6 +102,81 @@ def test_transforms_and_graphs(engine):
     torch.testing.assert_close(torch.func.vmap(f)(u), wanted)
     graph = torch.compile(lambda u: diag_lti(u, **rest)[0], fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(graph(u), diag_lti(u, **rest)[0])
+
+
+@needs_library
+@pytest.mark.parametrize("reset", [None, torch.rand(2, 70) < 0.1])
+def test_registered_operator(reset):
+    """Schema, shapes without data, gradients, graphs of any size: torch's own checks."""
+    args = bank()
+    given = [args["u"], *(torch.view_as_real(0.2 * args[k])[None] for k in "ABC"), torch.view_as_real(args["initial"])]
+    given = [*(x.detach().requires_grad_() for x in given), reset]
+    torch.library.opcheck(torch.ops.pyro_ssm.diag_lti, (*given, True))
+    single = [x.detach().float() for x in given[:4]]
+    torch.library.opcheck(torch.ops.pyro_ssm.diag_lti, (*single, None, reset, False))
+
+
+@needs_library
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_gradients_of_a_graph(dynamic):
+    args = {k: x.requires_grad_() for k, x in bank().items()}
+    reset = torch.rand(2, 70) < 0.1
+
+    def f(**given):
+        y, final = diag_lti(**given, reset=reset)
+        return y * 2, final
+
+    graph = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    close(results(graph, args), results(f, args), 1e-12)
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at its first forward-mode call
+def test_forward_mode_and_nested_transforms(engine):
+    args = bank((), 9, 2, 2)
+    tangents = {k: torch.randn_like(x) for k, x in args.items()}
+
+    def of(f):
+        return lambda given: f(**given)
+
+    found, wanted = (torch.func.jvp(of(f), (args,), (tangents,)) for f in (diag_lti, diag_lti_reference))
+    for one, other in zip(found, wanted, strict=True):
+        close(one, other, 1e-12)
+    u = torch.randn(3, *args["u"].shape, dtype=torch.float64)
+    rest = {k: x for k, x in args.items() if k != "u"}
+    hessians = [
+        torch.func.vmap(torch.func.hessian(lambda u, f=f: f(u, **rest)[0].square().sum()))(u)
+        for f in (diag_lti, diag_lti_reference)
+    ]
+    close(hessians[:1], hessians[1:], 1e-12)
+
+
+@pytest.mark.parametrize("mode", [None, "convolution"])
+def test_halves_are_computed_in_float32(engine, mode):
+    exact = bank()
+    low = {k: x.to(torch.complex64) if x.is_complex() else x.to(torch.bfloat16) for k, x in exact.items()}
+    wide = {k: x.to(torch.complex128) if x.is_complex() else x.double() for k, x in low.items()}
+    inputs = {k: x.detach().requires_grad_() for k, x in low.items()}
+    y, final = diag_lti(**inputs, mode=mode)
+    wanted = diag_lti(**wide)
+    assert y.dtype == torch.bfloat16 and final.dtype == torch.complex64
+    assert (final - wanted[1]).abs().max() < 1e-5 * wanted[1].abs().max()
+    assert (y.double() - wanted[0]).abs().max() < 2**-8 * wanted[0].abs().max()
+    for x, grad in zip(inputs.values(), torch.autograd.grad(y.float().square().sum(), inputs.values()), strict=True):
+        assert grad.dtype == x.dtype
+    with torch.autocast(y.device.type, dtype=torch.bfloat16):  # nothing is narrowed
+        again = diag_lti(**{k: x if x.is_complex() else x.float() for k, x in low.items()}, mode=mode)
+    assert again[0].dtype == torch.float32
+    assert (again[0].double() - wanted[0]).abs().max() < 1e-5 * wanted[0].abs().max()
+
+
+def test_precisions_may_differ(engine):
+    args = bank()
+    for of_u, of_A in ((torch.float32, torch.complex128), (torch.float64, torch.complex64)):
+        given = {k: x.to(of_A if x.is_complex() else of_u) for k, x in args.items()}
+        wide = {k: x.to(torch.complex128) if x.is_complex() else x.double() for k, x in given.items()}
+        for one, other in zip(diag_lti(**given), diag_lti_reference(**wide), strict=True):
+            assert (one - other).abs().max() < 1e-5 * other.abs().max()
 
 
 @pytest.mark.parametrize("L", [65536, 65537])
@@ -126,7 +209,7 @@ def test_the_way_is_the_one_expected(monkeypatch):
     monkeypatch.setattr(module, "diagonal_scan", refuse)
     monkeypatch.setattr(module, "_convolution", refuse)
     args = bank()
-    assert bank_is_compiled(args["u"])
+    assert bank_is_compiled(DIAG_LTI, args["u"])
     diag_lti(**args, reset=torch.rand(70) < 0.1)
     with pytest.raises(AssertionError):
         diag_lti(**args, mode="convolution")

@@ -6,9 +6,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.profiler import profile
 
 from pyro_ssm.ops import NormalPlusLowRank, compiled, dplr_lti, dplr_scan_reference
-from pyro_ssm.ops.diag_bank import low_rank_bank
-from pyro_ssm.ops.dplr_lti import _states
 from pyro_ssm.ops.dplr_step import both, dplr_matrices, dplr_step
+from pyro_ssm.ops.low_rank_bank import low_rank_bank
 from tests.ops.test_diag_bank import close, results
 
 needs_library = pytest.mark.skipif(compiled.library().functions is None, reason="the compiled library is not in use")
@@ -29,6 +28,18 @@ def system(lead=(2,), L=70, D=5, N=3, r=1, dtype=torch.float64):
 
 def loop(u, step, *rest, reset=None, **named):
     return dplr_scan_reference(u, step.expand(u.shape[-2:]), *rest, **named, reset=reset)
+
+
+def bank_loop(u, a, b, C, W, Q, initial, reset):
+    """:func:`low_rank_bank` as its equation says."""
+    h = torch.zeros((), dtype=a.dtype) if initial is None else initial
+    outputs = []
+    for t in range(u.shape[-2]):
+        h = h if reset is None else h * ~reset[..., t, None, None]
+        coupled = (Q * h.unsqueeze(-2)).sum(-1).real  # (..., D, r)
+        h = a * h + b * u[..., t, :, None] - (W * coupled.unsqueeze(-1)).sum(-2)
+        outputs.append((C * h).sum(-1).real)
+    return torch.stack(torch.broadcast_tensors(*outputs), -2), h
 
 
 def hippo_system(lead, L, D=3, size=64):
@@ -81,7 +92,7 @@ def test_coefficients_that_each_series_has_of_its_own():
     u = torch.randn(5, 9, 4, dtype=torch.float64).permute(2, 1, 0)
     initial, reset = torch.randn(3, 1, 1, 2, dtype=z).expand(3, 1, 5, 2), torch.rand(3, 1, 9) < 0.2
     inputs = [x.detach().requires_grad_() for x in (u, a, b, C, W, Q, initial)]
-    found, wanted = low_rank_bank(*inputs, reset, _states), _states(*inputs, reset)
+    found, wanted = low_rank_bank(*inputs, reset), bank_loop(*inputs, reset)
     close(found, wanted, 1e-13)
     weights = [torch.randn_like(x) for x in wanted]
     close(*(torch.autograd.grad(x, inputs, weights) for x in (found, wanted)), 1e-12)

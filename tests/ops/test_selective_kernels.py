@@ -11,6 +11,9 @@ import torch
 
 from pyro_ssm.ops import compiled, selective_scan, selective_scan_reference
 from pyro_ssm.ops.convolve_kernel import CAUSAL_CONV1D
+from pyro_ssm.ops.diag_bank import DIAG_LTI
+from pyro_ssm.ops.gap_bank import GAP_BANK
+from pyro_ssm.ops.low_rank_bank import LOW_RANK_BANK
 from pyro_ssm.ops.selective_kernel import SELECTIVE_SCAN
 from tests.ops.test_selective_scan import OPS
 from tests.ops.test_structured_scans import assert_same, gradients, selective
@@ -133,6 +136,9 @@ def test_layouts_agree_with_the_library():
     for name, operator, extra in (
         ("selective", SELECTIVE_SCAN, 10 + 4 + 12),
         ("convolve", CAUSAL_CONV1D, 5 + 3 + 6),
+        ("diag_lti", DIAG_LTI, 5 + 4 + 7),
+        ("low_rank_bank", LOW_RANK_BANK, 6 + 4 + 9),
+        ("gap_bank", GAP_BANK, 6 + 4 + 8),
     ):
         strides = sum(3 if x.timed else 2 for x in operator.arguments)
         size = getattr(functions, f"pyro_ssm_{name}_args_size")

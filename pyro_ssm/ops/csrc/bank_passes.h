@@ -1,101 +1,11 @@
-// Lanes are pairs (row, channel). A block of them, over all steps, is one task; its states stay in the first cache.
+// Diagonal systems with one step for all times: some states at once, over all steps of a segment.
 
-// Memory of one task, on a line.
-template <class T> struct Scratch {
-    void* block;
-    T* at;
-    explicit Scratch(i64 count) {
-        block = std::malloc(sizeof(T) * (size_t)count + 64);
-        at = block ? (T*)(((uintptr_t)block + 63) & ~(uintptr_t)63) : nullptr;
-    }
-    Scratch(const Scratch&) = delete;
-    ~Scratch() { std::free(block); }
-};
-
-template <class T> struct Bank {
-    enum { BLOCK = BANK_BYTES / (int)sizeof(T), N = Full<T>::value, NV = BLOCK / N };
-    typedef typename Register<T, N>::type V;
-    typedef Planes<V, 2> Z;
-
-    const BankArgs& args;
-    i64 lanes, blocks, segment, segments;
-    mutable bool failed = false;  // no memory: an exception must not pass through the threads of others
-    explicit Bank(const BankArgs& a) : args(a) {
-        lanes = row_count(a.rows) * a.width;
-        blocks = (lanes + BLOCK - 1) / BLOCK;
-        segment = a.rank ? (i64)LOW_RANK_STEPS : (i64)BANK_STEPS;
-        segments = (a.steps + segment - 1) / segment;
-    }
-    static PYRO_SSM_HD V get(const T* from) { V x; std::memcpy(&x, from, sizeof(x)); return x; }
-    static PYRO_SSM_HD void put(T* to, V x) { std::memcpy(to, &x, sizeof(x)); }
-
-    // The lanes of one block.
-    struct Lane { i64 row, channel; };
-    struct Block {
-        i64 first, count;
-        bool whole;  // all in one row, side by side
-        Lane lane[BLOCK];
-    };
-    Block block(i64 index) const {
-        Block x;
-        x.first = index * BLOCK;
-        x.count = lanes - x.first < BLOCK ? lanes - x.first : (i64)BLOCK;
-        for (i64 l = 0; l < x.count; ++l) x.lane[l] = {(x.first + l) / args.width, (x.first + l) % args.width};
-        x.whole = x.count == BLOCK && x.lane[0].row == x.lane[BLOCK - 1].row;
-        return x;
-    }
-    // Complex coefficients of all states (`ranks` times) as [state][re, im][lane]; zero where there is no lane.
-    void gather(const Array& from, const Block& x, T* to, i64 ranks = 1) const {
-        const i64 each = ranks * args.states * 2;
-        std::memset(to, 0, sizeof(T) * (size_t)(each * BLOCK));
-        if (!from.data) return;
-        for (i64 l = 0; l < x.count; ++l) {
-            const T* z = (const T*)from.data + row_offset(args.rows, from, x.lane[l].row) + x.lane[l].channel * each;
-            for (i64 k = 0; k < each; ++k) to[k * BLOCK + l] = z[k];
-        }
-    }
-    void scatter(void* to, const Block& x, const T* from, i64 ranks = 1) const {
-        const i64 each = ranks * args.states * 2;
-        if (!to) return;
-        for (i64 l = 0; l < x.count; ++l)
-            for (i64 k = 0; k < each; ++k) ((T*)to)[(x.first + l) * each + k] = from[k * BLOCK + l];
-    }
-    // Numbers of (rows, steps, width) as [step][lane].
-    void gather_steps(const Array& from, const Block& x, i64 start, i64 count, T* to) const {
-        if (!from.data) { std::memset(to, 0, sizeof(T) * (size_t)(count * BLOCK)); return; }
-        if (x.whole) {
-            const T* z = (const T*)from.data + row_offset(args.rows, from, x.lane[0].row) + start * from.t + x.lane[0].channel;
-            for (i64 q = 0; q < count; ++q) std::memcpy(to + q * BLOCK, z + q * from.t, sizeof(T) * BLOCK);
-            return;
-        }
-        if (x.count < BLOCK) std::memset(to, 0, sizeof(T) * (size_t)(count * BLOCK));
-        for (i64 l = 0; l < x.count; ++l) {
-            const T* z = (const T*)from.data + row_offset(args.rows, from, x.lane[l].row) + start * from.t + x.lane[l].channel;
-            for (i64 q = 0; q < count; ++q) to[q * BLOCK + l] = z[q * from.t];
-        }
-    }
-    void scatter_steps(void* to, const Block& x, i64 start, i64 count, const T* from) const {
-        if (!to) return;
-        for (i64 q = 0; q < count; ++q) {
-            T* row = (T*)to + (x.lane[0].row * args.steps + start + q) * args.width + x.lane[0].channel;
-            if (x.whole) { std::memcpy(row, from + q * BLOCK, sizeof(T) * BLOCK); continue; }
-            for (i64 l = 0; l < x.count; ++l)
-                ((T*)to)[(x.lane[l].row * args.steps + start + q) * args.width + x.lane[l].channel] = from[q * BLOCK + l];
-        }
-    }
-    // 1 where the state is kept, 0 where it is reset.
-    void gather_keep(const Block& x, i64 start, i64 count, T* to) const {
-        for (i64 l = 0; l < BLOCK; ++l) {
-            const uint8_t* z = nullptr;
-            if (l < x.count)
-                z = (const uint8_t*)args.reset.data + row_offset(args.rows, args.reset, x.lane[l].row) + start * args.reset.t;
-            for (i64 q = 0; q < count; ++q) to[q * BLOCK + l] = z && z[q * args.reset.t] ? T(0) : T(1);
-        }
-    }
-
-    static PYRO_SSM_HD Z load(const T* from, int v) { return {{get(from + v * N), get(from + BLOCK + v * N)}}; }
-    static PYRO_SSM_HD void store(T* to, int v, const Z& z) { put(to + v * N, z.p[0]); put(to + BLOCK + v * N, z.p[1]); }
-    static PYRO_SSM_HD Z times(V s, const Z& z) { return {{s * z.p[0], s * z.p[1]}}; }
+template <class T> struct Diagonal : Bank<T, BankArgs> {
+    typedef Bank<T, BankArgs> Base;
+    typedef typename Base::V V;
+    typedef typename Base::Z Z;
+    using Base::load; using Base::store; using Base::get; using Base::put; using Base::times;
+    enum { BLOCK = Base::BLOCK, N = Base::N, NV = Base::NV };
 
     // Some steps of K states of one register of lanes; y is added to.
     template <int K, bool RESET>
@@ -169,70 +79,60 @@ template <class T> struct Bank {
     }
 };
 
-template <class T> static int bank_tasks(const BankArgs& a, void (*one)(const Bank<T>&, i64)) {
-    const Bank<T> bank(a);
-    auto some = [&](i64 begin, i64 end) {
-        for (i64 i = begin; i < end; ++i) one(bank, i);
-    };
-    const i64 work = a.steps * a.states;
-    parallel(a.threads > 1 ? a.parallel_for : nullptr, bank.blocks, work > 4096 ? 1 : 4096 / work, some);
-    return bank.failed ? SCAN_NO_MEMORY : SCAN_OK;
-}
-
-template <class T> static void bank_forward_one(const Bank<T>& bank, i64 index) {
-    constexpr i64 BLOCK = Bank<T>::BLOCK, STEPS = BANK_STEPS;
+template <class T> static void diagonal_forward_one(const Bank<T, BankArgs>& bank, i64 index) {
+    constexpr i64 BLOCK = Diagonal<T>::BLOCK, STEPS = Diagonal<T>::STEPS;
     const BankArgs& args = bank.args;
     const auto x = bank.block(index);
-    const i64 size = args.states * 2 * BLOCK;
+    const i64 size = args.n * 2 * BLOCK;
     Scratch<T> scratch(4 * size);
     if (!scratch.at) { bank.failed = true; return; }
     T *a = scratch.at, *b = a + size, *C = b + size, *h = C + size;
     alignas(64) T u[STEPS * BLOCK], y[STEPS * BLOCK], keep[STEPS * BLOCK];
-    bank.gather(args.a, x, a);
-    bank.gather(args.b, x, b);
-    bank.gather(args.C, x, C);
-    bank.gather(args.initial, x, h);
+    bank.gather(args.a, args.a_b, x, a);
+    bank.gather(args.b, args.b_b, x, b);
+    bank.gather(args.C, args.C_b, x, C);
+    bank.gather(args.initial, args.initial_b, x, h);
     for (i64 segment = 0; segment < bank.segments; ++segment) {
-        const i64 start = segment * STEPS, count = start + STEPS <= args.steps ? STEPS : args.steps - start;
-        if (args.tape) std::memcpy((T*)args.tape + (index * bank.segments + segment) * size, h, sizeof(T) * (size_t)size);
-        bank.gather_steps(args.u, x, start, count, u);
-        if (args.reset.data) {
+        const i64 start = segment * STEPS, count = bank.count(segment);
+        if (args.kept) std::memcpy((T*)args.kept + (index * bank.segments + segment) * size, h, sizeof(T) * (size_t)size);
+        bank.gather_steps(args.u, args.u_b, args.u_t, x, start, count, u);
+        if (args.reset) {
             bank.gather_keep(x, start, count, keep);
-            Bank<T>::template forward_block<true>(count, args.states, a, b, C, h, u, keep, y);
+            Diagonal<T>::template forward_block<true>(count, args.n, a, b, C, h, u, keep, y);
         } else {
-            Bank<T>::template forward_block<false>(count, args.states, a, b, C, h, u, keep, y);
+            Diagonal<T>::template forward_block<false>(count, args.n, a, b, C, h, u, keep, y);
         }
         bank.scatter_steps(args.y, x, start, count, y);
     }
     bank.scatter(args.final, x, h);
 }
 
-template <class T> static void bank_backward_one(const Bank<T>& bank, i64 index) {
-    constexpr i64 BLOCK = Bank<T>::BLOCK, STEPS = BANK_STEPS, N = Bank<T>::N;
+template <class T> static void diagonal_backward_one(const Bank<T, BankArgs>& bank, i64 index) {
+    constexpr i64 BLOCK = Diagonal<T>::BLOCK, STEPS = Diagonal<T>::STEPS, N = Diagonal<T>::N;
     const BankArgs& args = bank.args;
     const auto x = bank.block(index);
-    const i64 size = args.states * 2 * BLOCK;
+    const i64 size = args.n * 2 * BLOCK;
     Scratch<T> scratch(7 * size);
     if (!scratch.at) { bank.failed = true; return; }
     T *a = scratch.at, *b = a + size, *C = b + size, *carry = C + size;
     T *grad_a = carry + size, *grad_b = grad_a + size, *grad_C = grad_b + size;
     alignas(64) T u[STEPS * BLOCK], grad_y[STEPS * BLOCK], grad_u[STEPS * BLOCK], keep[STEPS * BLOCK], past[STEPS * 2 * N];
-    bank.gather(args.a, x, a);
-    bank.gather(args.b, x, b);
-    bank.gather(args.C, x, C);
-    bank.gather(args.grad_final, x, carry);
+    bank.gather(args.a, args.a_b, x, a);
+    bank.gather(args.b, args.b_b, x, b);
+    bank.gather(args.C, args.C_b, x, C);
+    bank.gather(args.grad_final, args.channels * args.n * 2, x, carry);
     std::memset(grad_a, 0, sizeof(T) * (size_t)(3 * size));
     for (i64 segment = bank.segments - 1; segment >= 0; --segment) {
-        const i64 start = segment * STEPS, count = start + STEPS <= args.steps ? STEPS : args.steps - start;
-        const T* before = (const T*)args.tape + (index * bank.segments + segment) * size;
-        bank.gather_steps(args.u, x, start, count, u);
-        bank.gather_steps(args.grad_y, x, start, count, grad_y);
+        const i64 start = segment * STEPS, count = bank.count(segment);
+        const T* before = (const T*)args.kept + (index * bank.segments + segment) * size;
+        bank.gather_steps(args.u, args.u_b, args.u_t, x, start, count, u);
+        bank.gather_steps(args.grad_y, args.times * args.channels, args.channels, x, start, count, grad_y);
         std::memset(grad_u, 0, sizeof(T) * (size_t)(count * BLOCK));
-        if (args.reset.data) bank.gather_keep(x, start, count, keep);
-        for (int v = 0; v < Bank<T>::NV; ++v)
-            for (i64 n = 0; n < args.states; ++n) {
+        if (args.reset) bank.gather_keep(x, start, count, keep);
+        for (int v = 0; v < Diagonal<T>::NV; ++v)
+            for (i64 n = 0; n < args.n; ++n) {
                 const i64 at = n * 2 * BLOCK;
-                (args.reset.data ? Bank<T>::template backward_steps<true> : Bank<T>::template backward_steps<false>)(
+                (args.reset ? Diagonal<T>::template backward_steps<true> : Diagonal<T>::template backward_steps<false>)(
                     count, v, a + at, b + at, C + at, before + at, carry + at, u, keep, grad_y, grad_u, grad_a + at,
                     grad_b + at, grad_C + at, past);
             }

@@ -4,7 +4,7 @@
 // which is exact to rounding for the shortest steps, and leaves a state as it is where the step is 0.
 
 template <class T, int METHOD> struct Gaps {
-    typedef Bank<T> B;
+    typedef Bank<T, GapArgs> B;
     typedef typename B::V V;
     typedef typename B::Z Z;
     enum { BLOCK = B::BLOCK, N = B::N };
@@ -79,32 +79,32 @@ template <class T, int METHOD> struct Gaps {
     }
 };
 
-template <class T, int METHOD> static void gaps_forward_one(const Bank<T>& bank, i64 index) {
+template <class T, int METHOD> static void gaps_forward_one(const Bank<T, GapArgs>& bank, i64 index) {
     typedef Gaps<T, METHOD> G;
-    constexpr i64 BLOCK = G::BLOCK, STEPS = BANK_STEPS, N = G::N;
-    const BankArgs& args = bank.args;
+    constexpr i64 BLOCK = G::BLOCK, STEPS = G::B::STEPS, N = G::N;
+    const GapArgs& args = bank.args;
     const auto x = bank.block(index);
-    const i64 size = args.states * 2 * BLOCK;
+    const i64 size = args.n * 2 * BLOCK;
     Scratch<T> scratch(4 * size);
     if (!scratch.at) { bank.failed = true; return; }
     T *a = scratch.at, *b = a + size, *C = b + size, *h = C + size;
     alignas(64) T u[STEPS * BLOCK], y[STEPS * BLOCK], keep[STEPS * BLOCK], step[STEPS * BLOCK], e[STEPS * 2 * N];
-    bank.gather(args.a, x, a);
-    bank.gather(args.b, x, b);
-    bank.gather(args.C, x, C);
-    bank.gather(args.initial, x, h);
+    bank.gather(args.a, args.a_b, x, a);
+    bank.gather(args.b, args.b_b, x, b);
+    bank.gather(args.C, args.C_b, x, C);
+    bank.gather(args.initial, args.initial_b, x, h);
     for (i64 segment = 0; segment < bank.segments; ++segment) {
-        const i64 start = segment * STEPS, count = start + STEPS <= args.steps ? STEPS : args.steps - start;
-        if (args.tape) std::memcpy((T*)args.tape + (index * bank.segments + segment) * size, h, sizeof(T) * (size_t)size);
-        bank.gather_steps(args.u, x, start, count, u);
-        bank.gather_steps(args.step, x, start, count, step);
-        if (args.reset.data) bank.gather_keep(x, start, count, keep);
+        const i64 start = segment * STEPS, count = bank.count(segment);
+        if (args.kept) std::memcpy((T*)args.kept + (index * bank.segments + segment) * size, h, sizeof(T) * (size_t)size);
+        bank.gather_steps(args.u, args.u_b, args.u_t, x, start, count, u);
+        bank.gather_steps(args.step, args.step_b, args.step_t, x, start, count, step);
+        if (args.reset) bank.gather_keep(x, start, count, keep);
         std::memset(y, 0, sizeof(T) * (size_t)(count * BLOCK));
-        for (int v = 0; v < Bank<T>::NV; ++v)
-            for (i64 n = 0; n < args.states; ++n) {
+        for (int v = 0; v < G::B::NV; ++v)
+            for (i64 n = 0; n < args.n; ++n) {
                 const i64 at = n * 2 * BLOCK;
-                G::grow(count, v, Bank<T>::load(a + at, v), step, e);
-                (args.reset.data ? G::template forward_steps<true> : G::template forward_steps<false>)(
+                G::grow(count, v, G::B::load(a + at, v), step, e);
+                (args.reset ? G::template forward_steps<true> : G::template forward_steps<false>)(
                     count, v, b + at, C + at, h + at, u, keep, e, y, nullptr);
             }
         bank.scatter_steps(args.y, x, start, count, y);
@@ -112,39 +112,39 @@ template <class T, int METHOD> static void gaps_forward_one(const Bank<T>& bank,
     bank.scatter(args.final, x, h);
 }
 
-template <class T, int METHOD> static void gaps_backward_one(const Bank<T>& bank, i64 index) {
+template <class T, int METHOD> static void gaps_backward_one(const Bank<T, GapArgs>& bank, i64 index) {
     typedef Gaps<T, METHOD> G;
-    constexpr i64 BLOCK = G::BLOCK, STEPS = BANK_STEPS, N = G::N;
-    const BankArgs& args = bank.args;
+    constexpr i64 BLOCK = G::BLOCK, STEPS = G::B::STEPS, N = G::N;
+    const GapArgs& args = bank.args;
     const auto x = bank.block(index);
-    const i64 size = args.states * 2 * BLOCK;
+    const i64 size = args.n * 2 * BLOCK;
     Scratch<T> scratch(8 * size);
     if (!scratch.at) { bank.failed = true; return; }
     T *a = scratch.at, *b = a + size, *C = b + size, *carry = C + size, *h = carry + size;
     T *grad_a = h + size, *grad_b = grad_a + size, *grad_C = grad_b + size;
     alignas(64) T u[STEPS * BLOCK], grad_y[STEPS * BLOCK], grad_u[STEPS * BLOCK], keep[STEPS * BLOCK];
     alignas(64) T step[STEPS * BLOCK], grad_step[STEPS * BLOCK], past[STEPS * 2 * N], e[STEPS * 2 * N];
-    bank.gather(args.a, x, a);
-    bank.gather(args.b, x, b);
-    bank.gather(args.C, x, C);
-    bank.gather(args.grad_final, x, carry);
+    bank.gather(args.a, args.a_b, x, a);
+    bank.gather(args.b, args.b_b, x, b);
+    bank.gather(args.C, args.C_b, x, C);
+    bank.gather(args.grad_final, args.channels * args.n * 2, x, carry);
     std::memset(grad_a, 0, sizeof(T) * (size_t)(3 * size));
     for (i64 segment = bank.segments - 1; segment >= 0; --segment) {
-        const i64 start = segment * STEPS, count = start + STEPS <= args.steps ? STEPS : args.steps - start;
-        std::memcpy(h, (const T*)args.tape + (index * bank.segments + segment) * size, sizeof(T) * (size_t)size);
-        bank.gather_steps(args.u, x, start, count, u);
-        bank.gather_steps(args.step, x, start, count, step);
-        bank.gather_steps(args.grad_y, x, start, count, grad_y);
+        const i64 start = segment * STEPS, count = bank.count(segment);
+        std::memcpy(h, (const T*)args.kept + (index * bank.segments + segment) * size, sizeof(T) * (size_t)size);
+        bank.gather_steps(args.u, args.u_b, args.u_t, x, start, count, u);
+        bank.gather_steps(args.step, args.step_b, args.step_t, x, start, count, step);
+        bank.gather_steps(args.grad_y, args.times * args.channels, args.channels, x, start, count, grad_y);
         std::memset(grad_u, 0, sizeof(T) * (size_t)(count * BLOCK));
         std::memset(grad_step, 0, sizeof(T) * (size_t)(count * BLOCK));
-        if (args.reset.data) bank.gather_keep(x, start, count, keep);
-        for (int v = 0; v < Bank<T>::NV; ++v)
-            for (i64 n = 0; n < args.states; ++n) {
+        if (args.reset) bank.gather_keep(x, start, count, keep);
+        for (int v = 0; v < G::B::NV; ++v)
+            for (i64 n = 0; n < args.n; ++n) {
                 const i64 at = n * 2 * BLOCK;
-                G::grow(count, v, Bank<T>::load(a + at, v), step, e);
-                (args.reset.data ? G::template forward_steps<true> : G::template forward_steps<false>)(
+                G::grow(count, v, G::B::load(a + at, v), step, e);
+                (args.reset ? G::template forward_steps<true> : G::template forward_steps<false>)(
                     count, v, b + at, C + at, h + at, u, keep, e, nullptr, past);
-                (args.reset.data ? G::template backward_steps<true> : G::template backward_steps<false>)(
+                (args.reset ? G::template backward_steps<true> : G::template backward_steps<false>)(
                     count, v, a + at, b + at, C + at, h + at, carry + at, u, keep, step, e, past, grad_y, grad_u, grad_step,
                     grad_a + at, grad_b + at, grad_C + at);
             }

@@ -26,7 +26,7 @@ IsaLevel isa_level() {
 }
 
 // The version of this interface: Python refuses a library of another.
-EXPORT i64 pyro_ssm_abi() { return 50; }
+EXPORT i64 pyro_ssm_abi() { return 60; }
 EXPORT const char* pyro_ssm_isa() {
     static const char* const names[] = {"base", "avx2", "avx512"};
     return names[isa_level()];

@@ -21,3 +21,11 @@ EXPORT int pyro_ssm_linear_scan_backward(const ScanArgs* args) { return code().b
 EXPORT i64 pyro_ssm_diag_lti_args_size() { return (i64)sizeof(BankArgs); }
 EXPORT int pyro_ssm_diag_lti_forward(const BankArgs* args) { return code().bank_forward(*args); }
 EXPORT int pyro_ssm_diag_lti_backward(const BankArgs* args) { return code().bank_backward(*args); }
+
+EXPORT i64 pyro_ssm_low_rank_bank_args_size() { return (i64)sizeof(LowRankArgs); }
+EXPORT int pyro_ssm_low_rank_bank_forward(const LowRankArgs* args) { return code().low_rank_forward(*args); }
+EXPORT int pyro_ssm_low_rank_bank_backward(const LowRankArgs* args) { return code().low_rank_backward(*args); }
+
+EXPORT i64 pyro_ssm_gap_bank_args_size() { return (i64)sizeof(GapArgs); }
+EXPORT int pyro_ssm_gap_bank_forward(const GapArgs* args) { return code().gap_forward(*args); }
+EXPORT int pyro_ssm_gap_bank_backward(const GapArgs* args) { return code().gap_backward(*args); }

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "diag_lti.h"
+#include "gap_bank.h"
+#include "low_rank_bank.h"
 #include "rows.h"
 
 enum ScanKind { SCAN_F32, SCAN_F64, SCAN_C64, SCAN_C128, SCAN_PAIR_F32, SCAN_PAIR_F64 };
@@ -38,4 +40,8 @@ struct ScanCode {
     int (*backward)(const ScanArgs&);
     int (*bank_forward)(const BankArgs&);
     int (*bank_backward)(const BankArgs&);
+    int (*low_rank_forward)(const LowRankArgs&);
+    int (*low_rank_backward)(const LowRankArgs&);
+    int (*gap_forward)(const GapArgs&);
+    int (*gap_backward)(const GapArgs&);
 };

@@ -18,6 +18,7 @@ namespace {
 #include "lanes.h"
 #include "scan_blocks.h"
 #include "scan_passes.h"
+#include "bank.h"
 #include "bank_passes.h"
 #include "low_rank_passes.h"
 #define PYRO_SSM_BYTES (PYRO_SSM_WIDTH * 8)
@@ -44,24 +45,35 @@ int dispatch(const ScanArgs& args, bool backward) {
 }
 int forward(const ScanArgs& args) { return dispatch(args, false); }
 int backward(const ScanArgs& args) { return dispatch(args, true); }
-template <class T> int run_bank(const BankArgs& args, bool backward) {
-    if (args.step.data && args.method == BANK_ZOH)
-        return bank_tasks<T>(args, backward ? gaps_backward_one<T, BANK_ZOH> : gaps_forward_one<T, BANK_ZOH>);
-    if (args.step.data)
-        return bank_tasks<T>(args, backward ? gaps_backward_one<T, BANK_BILINEAR> : gaps_forward_one<T, BANK_BILINEAR>);
+
+// A bank of each kind.
+template <class T> int run(const BankArgs& args, bool backward) {
+    return bank_tasks<T>(args, backward ? diagonal_backward_one<T> : diagonal_forward_one<T>);
+}
+template <class T> int run(const LowRankArgs& args, bool backward) {
     switch (args.rank) {
-        case 0: return bank_tasks<T>(args, backward ? bank_backward_one<T> : bank_forward_one<T>);
         case 1: return bank_tasks<T>(args, backward ? low_rank_backward_one<T, 1> : low_rank_forward_one<T, 1>);
         case 2: return bank_tasks<T>(args, backward ? low_rank_backward_one<T, 2> : low_rank_forward_one<T, 2>);
         default: return SCAN_UNKNOWN_KIND;
     }
 }
-int bank(const BankArgs& args, bool backward) {
-    return args.doubles ? run_bank<double>(args, backward) : run_bank<float>(args, backward);
+template <class T> int run(const GapArgs& args, bool backward) {
+    if (args.method == BANK_ZOH)
+        return bank_tasks<T>(args, backward ? gaps_backward_one<T, BANK_ZOH> : gaps_forward_one<T, BANK_ZOH>);
+    return bank_tasks<T>(args, backward ? gaps_backward_one<T, BANK_BILINEAR> : gaps_forward_one<T, BANK_BILINEAR>);
 }
-int bank_forward(const BankArgs& args) { return bank(args, false); }
-int bank_backward(const BankArgs& args) { return bank(args, true); }
+template <class Args> int bank_forward(const Args& args) {
+    return args.doubles ? run<double>(args, false) : run<float>(args, false);
+}
+template <class Args> int bank_backward(const Args& args) {
+    return args.doubles ? run<double>(args, true) : run<float>(args, true);
+}
 }  // namespace
-extern const ScanCode code = {forward, backward, bank_forward, bank_backward};
+extern const ScanCode code = {
+    forward, backward,
+    bank_forward<BankArgs>, bank_backward<BankArgs>,
+    bank_forward<LowRankArgs>, bank_backward<LowRankArgs>,
+    bank_forward<GapArgs>, bank_backward<GapArgs>,
+};
 }  // namespace PYRO_SSM_ISA
 #endif

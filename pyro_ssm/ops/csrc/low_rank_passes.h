@@ -1,7 +1,7 @@
 // Diagonal systems coupled by a matrix of low rank: all states of a lane advance together, since each k_t needs them all.
 
 template <class T, int R> struct LowRank {
-    typedef Bank<T> B;
+    typedef Bank<T, LowRankArgs> B;
     typedef typename B::V V;
     typedef typename B::Z Z;
     enum { BLOCK = B::BLOCK, N = B::N, STATE = 2 * BLOCK };
@@ -153,47 +153,47 @@ template <class T, int R> struct LowRank {
         }
     }
     static Coefficients gather(const B& bank, const typename B::Block& x, T* to) {
-        const BankArgs& args = bank.args;
-        const i64 size = args.states * STATE;
+        const LowRankArgs& args = bank.args;
+        const i64 size = args.n * STATE;
         T *a = to, *b = a + size, *C = b + size, *W = C + size, *Q = W + R * size;
-        bank.gather(args.a, x, a);
-        bank.gather(args.b, x, b);
-        bank.gather(args.C, x, C);
-        bank.gather(args.W, x, W, R);
-        bank.gather(args.Q, x, Q, R);
-        return {a, b, C, W, Q, args.states};
+        bank.gather(args.a, args.a_b, x, a);
+        bank.gather(args.b, args.b_b, x, b);
+        bank.gather(args.C, args.C_b, x, C);
+        bank.gather(args.W, args.W_b, x, W, R);
+        bank.gather(args.Q, args.Q_b, x, Q, R);
+        return {a, b, C, W, Q, args.n};
     }
 };
 
-template <class T, int R> static void low_rank_forward_one(const Bank<T>& bank, i64 index) {
+template <class T, int R> static void low_rank_forward_one(const Bank<T, LowRankArgs>& bank, i64 index) {
     typedef LowRank<T, R> L;
-    constexpr i64 BLOCK = L::BLOCK, STEPS = LOW_RANK_STEPS;
-    const BankArgs& args = bank.args;
+    constexpr i64 BLOCK = L::BLOCK, STEPS = L::B::STEPS;
+    const LowRankArgs& args = bank.args;
     const auto x = bank.block(index);
-    const i64 size = args.states * 2 * BLOCK;
+    const i64 size = args.n * 2 * BLOCK;
     Scratch<T> scratch((4 + 2 * R) * size);
     if (!scratch.at) { bank.failed = true; return; }
     T* h = scratch.at + (3 + 2 * R) * size;
     alignas(64) T u[STEPS * BLOCK], y[STEPS * BLOCK], keep[STEPS * BLOCK] = {};
     const auto m = L::gather(bank, x, scratch.at);
-    bank.gather(args.initial, x, h);
+    bank.gather(args.initial, args.initial_b, x, h);
     for (i64 segment = 0; segment < bank.segments; ++segment) {
-        const i64 start = segment * STEPS, count = start + STEPS <= args.steps ? STEPS : args.steps - start;
-        if (args.tape) std::memcpy((T*)args.tape + (index * bank.segments + segment) * size, h, sizeof(T) * (size_t)size);
-        bank.gather_steps(args.u, x, start, count, u);
-        if (args.reset.data) bank.gather_keep(x, start, count, keep);
-        (args.reset.data ? L::template forward_segment<true> : L::template forward_segment<false>)(m, count, keep, u, h, y);
+        const i64 start = segment * STEPS, count = bank.count(segment);
+        if (args.kept) std::memcpy((T*)args.kept + (index * bank.segments + segment) * size, h, sizeof(T) * (size_t)size);
+        bank.gather_steps(args.u, args.u_b, args.u_t, x, start, count, u);
+        if (args.reset) bank.gather_keep(x, start, count, keep);
+        (args.reset ? L::template forward_segment<true> : L::template forward_segment<false>)(m, count, keep, u, h, y);
         bank.scatter_steps(args.y, x, start, count, y);
     }
     bank.scatter(args.final, x, h);
 }
 
-template <class T, int R> static void low_rank_backward_one(const Bank<T>& bank, i64 index) {
+template <class T, int R> static void low_rank_backward_one(const Bank<T, LowRankArgs>& bank, i64 index) {
     typedef LowRank<T, R> L;
-    constexpr i64 BLOCK = L::BLOCK, STEPS = LOW_RANK_STEPS;
-    const BankArgs& args = bank.args;
+    constexpr i64 BLOCK = L::BLOCK, STEPS = L::B::STEPS;
+    const LowRankArgs& args = bank.args;
     const auto x = bank.block(index);
-    const i64 size = args.states * 2 * BLOCK, sums = (3 + 2 * R) * size;
+    const i64 size = args.n * 2 * BLOCK, sums = (3 + 2 * R) * size;
     Scratch<T> scratch(2 * sums + size + (2 * STEPS + 1) * size);
     if (!scratch.at) { bank.failed = true; return; }
     T *to = scratch.at + sums, *carry = to + sums, *h = carry + size;
@@ -202,15 +202,15 @@ template <class T, int R> static void low_rank_backward_one(const Bank<T>& bank,
     alignas(64) T k[STEPS * R * BLOCK], grad_k[STEPS * R * BLOCK];
     const typename L::Segment s = {h, h + (STEPS + 1) * size, k, grad_k};
     const auto m = L::gather(bank, x, scratch.at);
-    bank.gather(args.grad_final, x, carry);
+    bank.gather(args.grad_final, args.channels * args.n * 2, x, carry);
     std::memset(to, 0, sizeof(T) * (size_t)sums);
     for (i64 segment = bank.segments - 1; segment >= 0; --segment) {
-        const i64 start = segment * STEPS, count = start + STEPS <= args.steps ? STEPS : args.steps - start;
-        std::memcpy(h, (const T*)args.tape + (index * bank.segments + segment) * size, sizeof(T) * (size_t)size);
-        bank.gather_steps(args.u, x, start, count, u);
-        bank.gather_steps(args.grad_y, x, start, count, grad_y);
-        if (args.reset.data) bank.gather_keep(x, start, count, keep);
-        (args.reset.data ? L::template backward_segment<true> : L::template backward_segment<false>)(
+        const i64 start = segment * STEPS, count = bank.count(segment);
+        std::memcpy(h, (const T*)args.kept + (index * bank.segments + segment) * size, sizeof(T) * (size_t)size);
+        bank.gather_steps(args.u, args.u_b, args.u_t, x, start, count, u);
+        bank.gather_steps(args.grad_y, args.times * args.channels, args.channels, x, start, count, grad_y);
+        if (args.reset) bank.gather_keep(x, start, count, keep);
+        (args.reset ? L::template backward_segment<true> : L::template backward_segment<false>)(
             m, count, keep, u, grad_y, grad_u, carry, s, grads);
         bank.scatter_steps(args.grad_u, x, start, count, grad_u);
     }

@@ -125,6 +125,11 @@ template <class T> __global__ void __launch_bounds__(BLOCK) of_weights(ConvolveT
     else p.weight[channel * taps + taps - 1 - place] = total;
 }
 
+}  // namespace
+
+#if !defined(__CUDACC_RTC__)
+namespace {
+
 template <class T> int run_of(const ConvolveArgs& a, bool back, Workspace& memory, void* stream) {
     ConvolveTask<T> p = {};
     p.a = a;
@@ -148,3 +153,4 @@ int run(const ConvolveArgs& a, bool back, Workspace& memory, void* stream) {
 }  // namespace
 
 ENTRY(convolve, ConvolveArgs, run)
+#endif

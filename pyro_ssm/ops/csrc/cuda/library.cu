@@ -6,8 +6,9 @@ struct Nothing { i64 x; };
 __global__ void nothing(Nothing) {}
 }  // namespace
 
+#if !defined(__CUDACC_RTC__)
 // Of the interface: Python refuses a library of another version.
-EXPORT i64 pyro_ssm_cuda_abi() { return 30; }
+EXPORT i64 pyro_ssm_cuda_abi() { return 31; }
 // 0, or the error that says why kernels cannot run on a device: no code for its architecture, a driver that is too old.
 EXPORT int pyro_ssm_cuda_usable(i64 device) {
     TRY(begin_on(device));
@@ -17,3 +18,4 @@ EXPORT int pyro_ssm_cuda_usable(i64 device) {
     return (int)error;
 }
 EXPORT const char* pyro_ssm_cuda_error(int error) { return cudaGetErrorString((cudaError_t)error); }
+#endif

@@ -11,7 +11,7 @@
 namespace {
 
 constexpr int BLOCK = 128, AHEAD = 4, FAR_AHEAD = 8;  // steps whose numbers are read before they are used
-constexpr i64 LEAST_STEPS = 32, SUMMED_STEPS = 128;
+constexpr i64 SUMMED_STEPS = 128;
 
 template <class T> struct ScanTask {
     ScanArgs a;
@@ -221,6 +221,13 @@ template <class Kind, class T> __global__ void __launch_bounds__(BLOCK) gradient
     if (p.a.grad_initial && chunk == 0) store<T, S>((T*)p.a.grad_initial + i * S, carry);
 }
 
+}  // namespace
+
+#if !defined(__CUDACC_RTC__)
+namespace {
+
+constexpr i64 LEAST_STEPS = 32;  // of a chunk
+
 template <class Kind, class T> ScanTask<T> plan(const ScanArgs& a, bool backward, Workspace& memory) {
     ScanTask<T> p = {};
     p.a = a;
@@ -276,3 +283,4 @@ int dispatch(const ScanArgs& a, bool back, Workspace& memory, void* stream) {
 }  // namespace
 
 ENTRY(linear_scan, ScanArgs, dispatch)
+#endif

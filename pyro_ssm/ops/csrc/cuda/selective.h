@@ -15,7 +15,6 @@ namespace {
 #include "../elementary.h"
 
 constexpr int Q = SELECTIVE_CHUNK, ROUND = 16;
-constexpr i64 LEAST_TILES = 2;
 
 template <class T> struct Split {
     static constexpr int NS = 16 / (int)sizeof(T), SLICES = ROUND / NS, WIDTH = 32 / SLICES;
@@ -36,6 +35,9 @@ template <class T> struct SelectiveTask {
     double *D, *bias;             // (chunks, batch, channels)
 };
 
+#if !defined(__CUDACC_RTC__)
+constexpr i64 LEAST_TILES = 2;  // of a chunk
+
 template <class T> int fill(SelectiveTask<T>& p, const SelectiveArgs& a, int warps, Workspace& memory) {
     p.a = a;
     p.of_group = a.channels / a.groups; p.share = a.channels / a.heads;
@@ -48,6 +50,7 @@ template <class T> int fill(SelectiveTask<T>& p, const SelectiveArgs& a, int war
     p.cut = memory.take<uint8_t>(p.chunks * a.batch);
     return 0;
 }
+#endif
 
 // Where a thread stands.
 template <class T, int WARPS> struct Place {

@@ -2,8 +2,6 @@
 // run forward again from the state that was kept. Sums over channels and chunks are taken in a fixed order.
 #include "selective.h"
 
-int selective_forward(const SelectiveArgs& a, Workspace& memory, void* stream);
-
 namespace {
 
 constexpr int WARPS = 2, BLOCKS = 5;  // warps a block; blocks that a multiprocessor holds at least
@@ -256,6 +254,13 @@ template <class T> __global__ void __launch_bounds__(128) steps_to_heads(StepsOf
     p.out[i] = sum;
 }
 
+}  // namespace
+
+#if !defined(__CUDACC_RTC__)
+int selective_forward(const SelectiveArgs& a, Workspace& memory, void* stream);
+
+namespace {
+
 template <class T, bool SHARED> int backward(const SelectiveArgs& a, Workspace& memory, void* stream) {
     SelectiveTask<T> p = {};
     fill(p, a, WARPS, memory);
@@ -300,3 +305,4 @@ int run(const SelectiveArgs& a, bool back, Workspace& memory, void* stream) {
 }  // namespace
 
 ENTRY(selective, SelectiveArgs, run)
+#endif

@@ -96,6 +96,11 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) selective_states(Selective
     }
 }
 
+}  // namespace
+
+#if !defined(__CUDACC_RTC__)
+namespace {
+
 template <class T, bool SHARED> int forward(const SelectiveArgs& a, Workspace& memory, void* stream) {
     SelectiveTask<T> p = {};
     fill(p, a, WARPS, memory);
@@ -113,3 +118,4 @@ int selective_forward(const SelectiveArgs& a, Workspace& memory, void* stream) {
         return a.doubles ? forward<double, true>(a, memory, stream) : forward<float, true>(a, memory, stream);
     return a.doubles ? forward<double, false>(a, memory, stream) : forward<float, false>(a, memory, stream);
 }
+#endif
