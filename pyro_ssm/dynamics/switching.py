@@ -66,7 +66,7 @@ class SwitchingLinear(Transition, DiscreteState):
     The state tensor is the regime (an index, as a float) beside x, so that simulation and particle filters work on it
     as on any other state. Exact inference sums over :math:`K^T` paths of regimes: use ``infer.kim_filter`` or
     ``infer.imm_filter`` (Gaussian approximations), ``infer.enumerate_regimes`` (exact, short series),
-    ``infer.regime_step`` (Rao-Blackwellised particles), or ``infer.switching_em`` (variational EM).
+    ``infer.mixture_kalman`` (Rao-Blackwellised particles), or ``infer.switching_em`` (variational EM).
 
     Args:
         chain: the regimes' transition (``FiniteState``), such as ``MarkovChain(K)`` or ``MarkovJump(K)``.

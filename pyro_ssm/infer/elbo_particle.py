@@ -16,6 +16,7 @@ from pyro_ssm.guides import Guide
 from pyro_ssm.infer.elbo_differentiable import DifferentiableELBO
 from pyro_ssm.infer.elbo_weights import refuse_score_function
 from pyro_ssm.infer.handler_stack import is_annealed
+from pyro_ssm.infer.smc.check import check_fraction, check_number
 from pyro_ssm.infer.smc.collectors.choices import ChoiceLogProb
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.filter import ParticleFiltered, particle_filter
@@ -99,10 +100,8 @@ class ParticleELBO(DifferentiableELBO):
         build: Callable[[Any, Any, TimeSeries], FeynmanKac] = guided,
         noise: Noise | None = None,
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"`num_particles` must be at least 1, got {num_particles}")
-        if not 0 <= ess_threshold <= 1:
-            raise ValueError(f"`ess_threshold` is a fraction of `num_particles`, in [0, 1], got {ess_threshold}")
+        check_number(num_particles)
+        check_fraction(ess_threshold)
         super().__init__(num_particles=num_particles)
         self.gradient, self.resampling = gradient, _resampling(gradient, resampling)
         self.ess_threshold, self.build = ess_threshold, build

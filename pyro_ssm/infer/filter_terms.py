@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
+from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 
 __all__ = ["Filter", "log_likelihood_terms"]
 
@@ -29,6 +30,9 @@ def log_likelihood_terms(filter: Filter, model: Any, data: TimeSeries) -> Tensor
         model: bound.
         data: with values.
 
+    Raises:
+        TypeError: the filter is a builder of particle filters.
+
     >>> import torch, pyro_ssm as ssm
     >>> from pyro_ssm.infer.filter_terms import log_likelihood_terms
     >>> model = ssm.StateSpaceModel(
@@ -43,5 +47,11 @@ def log_likelihood_terms(filter: Filter, model: Any, data: TimeSeries) -> Tensor
         within, options = filter.func, filter.keywords
     alone = getattr(within, "log_likelihood", None)
     if alone is None:
-        return filter(model, data).log_likelihood
+        found = filter(model, data)
+        if isinstance(found, FeynmanKac):
+            raise TypeError(
+                "`filter` builds a particle filter and does not run it. Give ParticleMarginal(num_particles, "
+                "build=...), which does; for particle MCMC see pmmh and particle_gibbs"
+            )
+        return found.log_likelihood
     return alone(model, data, **options)

@@ -77,6 +77,9 @@ def hilbert_order(states: Tensor) -> Tensor:
     tensor([1, 2, 0])
     """
     states = states.detach()[..., :_INDEX_BITS]
+    if not states.shape[-1]:  # models without a state: any order will do
+        order = torch.arange(len(states), device=states.device).reshape((-1,) + (1,) * (states.dim() - 2))
+        return order.expand(states.shape[:-1])
     if states.shape[-1] == 1:
         return states.squeeze(-1).argsort(0)
     bits = min(_AXIS_BITS, _INDEX_BITS // states.shape[-1])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops.compiled import library
+from pyro_ssm.ops.composite import transformed
 
 __all__ = ["standard_normals"]
 
@@ -46,6 +47,8 @@ def standard_normals(
     if found.functions is None or dtype is not torch.float32 or not on_cpu or torch.compiler.is_compiling():
         return torch.randn(shape, dtype=dtype, device=device)
     out = torch.empty(shape, dtype=dtype, device=device)
+    if transformed(out):
+        return torch.randn(shape, dtype=dtype, device=device)
     seed = int(torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64))
     found.functions.pyro_ssm_normals(seed, out.numel(), out.data_ptr(), found.parallel_for)
     return out

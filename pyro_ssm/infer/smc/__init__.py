@@ -1,10 +1,10 @@
 """Particle inference: one waist (`FeynmanKac`) between models and algorithms.
 
 A *builder* turns a model and data into a process: ``bootstrap``, ``guided``, ``locally_optimal``, ``auxiliary``,
-``rao_blackwellised``. :func:`particle_filter` runs it, and knows nothing of models. What is recorded along the way is a
-*collector*; what happens to an uneven cloud is a :class:`Resampling`; what is drawn from is a :class:`Noise`. Other
-algorithms (smoothers, particle MCMC) stand on :class:`Stepper`, ``init`` and ``step`` without the loop, and on
-``log_backward`` and ``extend`` of the process.
+``mixture_kalman``, ``rao_blackwellised``. :func:`particle_filter` runs it, and knows nothing of models. What is
+recorded along the way is a *collector*; what happens to an uneven cloud is a :class:`Resampling`; what is drawn from is
+a :class:`Noise`. Other algorithms (smoothers, particle MCMC) stand on :class:`Stepper`, ``init`` and ``step`` without
+the loop, and on ``log_backward`` and ``extend`` of the process.
 """
 
 from pyro_ssm.infer.smc.auxiliary import auxiliary
@@ -27,6 +27,7 @@ from pyro_ssm.infer.smc.filter import ParticleFiltered, particle_filter
 from pyro_ssm.infer.smc.guided import guided
 from pyro_ssm.infer.smc.iterated import SampledPaths, iterated_csmc
 from pyro_ssm.infer.smc.locally_optimal import locally_optimal
+from pyro_ssm.infer.smc.mixture_kalman import mixture_kalman
 from pyro_ssm.infer.smc.model_steps import StateParticles
 from pyro_ssm.infer.smc.noise import FixedNoise, Noise, PseudoRandom, QuasiRandom
 from pyro_ssm.infer.smc.online import OnlineParticleFilter, OnlineState
@@ -105,6 +106,7 @@ __all__ = [
     "iterated_filtering",
     "linear_step",
     "locally_optimal",
+    "mixture_kalman",
     "particle_filter",
     "particle_gibbs",
     "particle_smoother",

@@ -46,7 +46,7 @@ class AffineMoves:
         self._steps: list[tuple[Tensor, Tensor, Tensor]] | None = None  # of any noise
         self._whole: tuple[tuple[Tensor, int], ...] = ()
         self._parameters = list(transition.parameters())
-        self._versions = [x._version for x in self._parameters]
+        self._versions = _versions(self._parameters)
         if remembers or torch.is_grad_enabled() or not isinstance(transition, AffineGaussian) or data.num_times < 2:
             return
         if not issubclass(_definer(transition, "affine"), _definer(transition, "forward")):
@@ -67,7 +67,7 @@ class AffineMoves:
     @property
     def is_stale(self) -> bool:
         """Whether a parameter was changed in place since."""
-        return self._versions != [x._version for x in self._parameters]
+        return self._versions != _versions(self._parameters)
 
     def law(self, k: StepIndex, state: Tensor) -> MovedNormal | SingularNormal | None:
         """Of :math:`z_k` given z[k - 1] ``(N, *batch, 1, state)``; None where the transition itself is to be asked."""
@@ -78,6 +78,11 @@ class AffineMoves:
         else:
             now = self._steps[k - 1]
         return affine_law(Affine(*now), state) if self.steps is None else MovedNormal(state, *now)
+
+
+def _versions(parameters: list[Tensor]) -> list[int]:
+    """How often each was changed in place; those made in inference mode do not count."""
+    return [0 if x.is_inference() else x._version for x in parameters]
 
 
 def _definer(component: Any, name: str) -> type:

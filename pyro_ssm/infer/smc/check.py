@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from numbers import Integral
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
+from pyro import validation_enabled
 from torch import Tensor
 
 from pyro_ssm.infer.smc.collectors.base import Collector
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.noise import Noise
-from pyro_ssm.infer.smc.stepper import Cloud
+from pyro_ssm.infer.smc.stepper import Cloud, Step
 from pyro_ssm.infer.smc.tree import leaves
 
 __all__ = [
+    "NoEvidenceError",
     "ParticleCollapseWarning",
     "check_arguments",
     "check_evidence",
+    "check_fraction",
     "check_number",
     "check_states",
+    "explained",
     "warn_of_collapse",
     "warn_of_look_ahead",
 ]
 
 _FEW = 100  # fewer particles than this were not meant to cover a law
+
+
+class NoEvidenceError(ValueError):
+    """The evidence of a step is no positive number.
+
+    >>> from pyro_ssm.infer.smc.check import NoEvidenceError
+    >>> issubclass(NoEvidenceError, ValueError)
+    True
+    """
 
 
 class ParticleCollapseWarning(UserWarning):
@@ -87,6 +100,22 @@ def check_number(num_particles: Any) -> None:
         raise ValueError(f"`num_particles` must be at least 1, got {num_particles}")
 
 
+def check_fraction(ess_threshold: Any) -> None:
+    """Refuse thresholds of the effective sample size that are no fraction of the number of particles.
+
+    >>> from pyro_ssm.infer.smc.check import check_fraction
+    >>> check_fraction(50)
+    Traceback (most recent call last):
+    ...
+    ValueError: `ess_threshold` is a fraction of the number of particles, in [0, 1], got 50
+    """
+    wrong = f"`ess_threshold` is a fraction of the number of particles, in [0, 1], got {ess_threshold!r}"
+    if not isinstance(ess_threshold, (Real, Tensor)):
+        raise TypeError(wrong)
+    if not 0 <= ess_threshold <= 1:
+        raise ValueError(wrong)
+
+
 def _kind(x: Any) -> str:
     return f"the class {x.__name__}" if isinstance(x, type) else type(x).__name__
 
@@ -101,9 +130,10 @@ def check_evidence(fk: FeynmanKac, log_likelihood: Tensor, first: int = 0) -> No
     >>> check_evidence(fk, torch.tensor([0.0, float("-inf")]))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    ValueError: particle filter, step 1: no particle can explain the observation (every weight is 0). ...
+    pyro_ssm.infer.smc.check.NoEvidenceError: particle filter, step 1: no particle can explain the observation ...
     """
-    bad = ~torch.isfinite(log_likelihood.detach())
+    log_likelihood = log_likelihood.detach()
+    bad = ~torch.isfinite(log_likelihood)
     if not bool(bad.any()):
         return
     at = bad.nonzero()
@@ -123,7 +153,37 @@ def check_evidence(fk: FeynmanKac, log_likelihood: Tensor, first: int = 0) -> No
             "a weight is NaN: the initial law, the transition, the proposal or the emission returned NaN. Evaluate "
             "them at the states of the step before"
         )
-    raise ValueError(f"particle filter, {fk.describe(k + first, position)}: {what}")
+    raise NoEvidenceError(f"particle filter, {fk.describe(k + first, position)}: {what}")
+
+
+def explained(fk: FeynmanKac, make: Callable[[], Step]) -> Step:
+    """A step, or where a law refuses its parameters, the error that names the step and the series.
+
+    Laws that validate their arguments stop at the first NaN, and cannot tell where that is: the step is then made again
+    without validation, so that the weights show it.
+
+    >>> import torch
+    >>> from torch.distributions import Normal
+    >>> from pyro_ssm.infer.smc import AncestorResampling, FeynmanKac, PseudoRandom, Stepper
+    >>> from pyro_ssm.infer.smc.check import explained
+    >>> seen = lambda k, previous, x: Normal(x / 0 * 0, 1.0, validate_args=None).log_prob(torch.tensor(0.0))
+    >>> fk = FeynmanKac(lambda draw, shape: torch.randn(shape), lambda k, x, draw: x, seen, 2)
+    >>> stepper = Stepper(fk, 10, AncestorResampling(), 0.5, PseudoRandom())
+    >>> explained(fk, stepper.init)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    pyro_ssm.infer.smc.check.NoEvidenceError: particle filter, step 0: a weight is NaN: ...
+    """
+    try:
+        return make()
+    except ValueError as error:
+        with validation_enabled(False):
+            try:
+                step = make()
+            except Exception:
+                raise error from None
+        check_evidence(fk, step.log_likelihood.unsqueeze(-1), step.k)
+        raise
 
 
 def check_states(fk: FeynmanKac, cloud: Cloud) -> None:
@@ -140,7 +200,7 @@ def check_states(fk: FeynmanKac, cloud: Cloud) -> None:
             rest = tuple(range(1 + batch_dims, leaf.dim()))
             bad = torch.isnan(leaf).any(0).sum(tuple(dim - 1 for dim in rest)) > 0 if rest else torch.isnan(leaf).any(0)
             position = tuple(bad.nonzero()[0].tolist()) if batch_dims else ()
-            raise ValueError(
+            raise NoEvidenceError(
                 f"particle filter, {fk.describe(cloud.k, position)}: a particle is NaN at the end or before: the "
                 "transition or the proposal returned NaN. Evaluate them at states of the prior"
             )

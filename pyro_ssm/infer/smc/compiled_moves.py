@@ -126,7 +126,8 @@ class LawMotion(Motion):
                 return None
             row, job.each_scale = read
             job.own, job.scale = 1, row.data_ptr()
-            self._scale = None if job.each_scale else (scale, scale._version, row)
+            kept = not job.each_scale and not scale.is_inference()  # those do not count their changes
+            self._scale = (scale, scale._version, row) if kept else None
             return loc, row
         return loc, known
 

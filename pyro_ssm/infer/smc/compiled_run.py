@@ -98,7 +98,10 @@ class _Run:
         states, last = _rooms(x), fk.num_times - 1
         watched = _Watched(self, alive) if collectors else None
         for k in range(fk.num_times):
-            weighed = self._weigh(k, x, active[k])
+            try:
+                weighed = self._weigh(k, x, active[k])
+            except Exception:  # of the user's law: the stepper will tell, and where
+                return None
             if k < last:
                 how = motion.fill(job, k + 1, x)
                 if how is None:

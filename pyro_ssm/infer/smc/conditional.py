@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.infer.smc.backward import backward_indices, look_back, require_backward
-from pyro_ssm.infer.smc.check import check_evidence
+from pyro_ssm.infer.smc.check import check_evidence, check_fraction
 from pyro_ssm.infer.smc.collectors.genealogy import Genealogy
 from pyro_ssm.infer.smc.conditional_stepper import ConditionalResampling, ConditionalStepper, future_log_weights
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
@@ -166,8 +166,7 @@ def _check(
                 f"backward sampling needs independent ancestors: resampling='multinomial', got {resampling!r}. "
                 "Ancestor sampling goes with all schemes"
             )
-    if not 0 <= ess_threshold <= 1:
-        raise ValueError(f"`ess_threshold` is a fraction of the number of particles, in [0, 1], got {ess_threshold}")
+    check_fraction(ess_threshold)
     if ess_threshold < 1 and backward_sampling:
         raise ValueError(
             f"`ess_threshold` is {ess_threshold}, but backward sampling needs a choice of ancestors at each step: "

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_ssm.infer.smc.check import check_arguments, check_evidence, check_states, warn_of_collapse, warn_of_look_ahead
+from pyro_ssm.infer.smc.check import (
+    check_arguments,
+    check_evidence,
+    check_fraction,
+    check_states,
+    explained,
+    warn_of_collapse,
+    warn_of_look_ahead,
+)
 from pyro_ssm.infer.smc.collectors.base import Collector
 from pyro_ssm.infer.smc.compiled_run import compiled_run
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
@@ -119,8 +128,7 @@ def particle_filter(
     """
     check_arguments(fk, num_particles, noise, collectors)
     num_particles = _number(num_particles, start, fk)
-    if not 0 <= ess_threshold <= 1:
-        raise ValueError(f"`ess_threshold` is a fraction of the number of particles, in [0, 1], got {ess_threshold}")
+    check_fraction(ess_threshold)
     names = [collector.name for collector in collectors]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"`collectors` has two of the name {twice}: give one of them another `name`")
@@ -158,9 +166,10 @@ def particle_filter(
         step = None
         for _ in range(first, fk.num_times):
             if step is None:
-                step = stepper.init() if start is None else stepper.step(stepper.resume(start))
+                begin = stepper.init if start is None else partial(stepper.step, stepper.resume(start))
+                step = explained(fk, begin)
             else:
-                step = stepper.step(step)
+                step = explained(fk, partial(stepper.step, step))
             increments.append(step.log_likelihood)
             sizes.append(step.ess)
             resampled.append(step.resampled)
@@ -191,6 +200,10 @@ def _flags(resampled: list[Tensor | bool], ess: Tensor) -> Tensor:
 
 def _number(num_particles: int | None, start: Cloud | None, fk: FeynmanKac) -> int:
     if start is not None:
+        if not isinstance(start, Cloud):
+            raise TypeError(
+                f"`start` must be a Cloud, such as the `cloud` of an earlier run's result, got {type(start).__name__}"
+            )
         if num_particles not in (None, start.num_particles):
             raise ValueError(f"`start` has {start.num_particles} particles, `num_particles` is {num_particles}")
         if not 0 <= start.k < fk.num_times - 1:

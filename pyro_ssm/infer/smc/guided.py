@@ -89,10 +89,13 @@ def guided(
         def propose(state: Tensor | None, k: Any, memory: Tensor | None) -> Any:
             return step(state, k, context, memory)
 
-    elif callable(guide):
+    elif callable(guide) and not isinstance(guide, type):
         propose = guide
     else:
-        raise TypeError(f"`guide` must be a guides.Guide or a function (state, k, memory), got {type(guide).__name__}")
+        name = f"the class {guide.__name__}: make one of it first" if isinstance(guide, type) else type(guide).__name__
+        raise TypeError(f"`guide` must be a guides.Guide or a function (state, k, memory), got {name}")
+    if twist is not None and not callable(twist):
+        raise TypeError(f"`twist` must be a function (k, state) or None, got {type(twist).__name__}")
 
     kernel = Kernel(steps, lambda k, state, summary: Proposed(propose(state, steps_of(k), summary)))
 

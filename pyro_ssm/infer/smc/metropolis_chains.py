@@ -63,13 +63,7 @@ class MetropolisChains:
             vectors = candidates.vectors[best]
             possible = torch.isfinite(total.amax(1))
         else:
-            vectors = parameters.to_vector(start)
-            if vectors.shape not in ((parameters.dim,), (num_chains, parameters.dim)):
-                raise ValueError(
-                    f"`start` holds values for {tuple(vectors.shape[:-1])}, but one for all or one for each of the "
-                    f"{num_chains} chains is wanted"
-                )
-            vectors = vectors.expand(num_chains, parameters.dim).contiguous()
+            vectors = parameters.start(start, num_chains, "chains")
             possible = torch.isfinite(self.likelihood(vectors).log_likelihood)
         if not bool(possible.all()):
             raise ValueError(

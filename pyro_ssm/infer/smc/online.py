@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.smc.bootstrap import bootstrap
-from pyro_ssm.infer.smc.check import check_evidence, check_number
+from pyro_ssm.infer.smc.check import check_evidence, check_fraction, check_number, explained
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.noise import Noise, PseudoRandom
 from pyro_ssm.infer.smc.resample import Resampling, resampling_of
@@ -82,6 +83,7 @@ class OnlineParticleFilter:
         noise: Noise | None = None,
     ) -> None:
         check_number(num_particles)
+        check_fraction(ess_threshold)
         self.model, self.num_particles, self.build = model.bind(), num_particles, build
         self.resampling, self.ess_threshold = resampling_of(resampling), ess_threshold
         self.noise = PseudoRandom() if noise is None else noise
@@ -93,7 +95,7 @@ class OnlineParticleFilter:
         data = _observation(time, values, mask, inputs)
         stepper = self._stepper(data, 0)
         with torch.no_grad():
-            return self._state(stepper.fk, stepper.init(), data, 1)
+            return self._state(stepper.fk, explained(stepper.fk, stepper.init), data, 1)
 
     def step(self, state: OnlineState, time: Any, values: Any, mask: Any = None, inputs: Any = None) -> OnlineState:
         """The next observation, arguments as for :meth:`init`; ``state`` stays as it is."""
@@ -101,7 +103,8 @@ class OnlineParticleFilter:
         stepper = self._stepper(_joined(state.data, data), state.num_steps - 1)
         cloud = state.cloud._replace(k=0)
         with torch.no_grad():
-            return self._state(stepper.fk, stepper.step(stepper.resume(cloud)), data, state.num_steps + 1)
+            step = explained(stepper.fk, lambda: stepper.step(stepper.resume(cloud)))
+            return self._state(stepper.fk, step, data, state.num_steps + 1)
 
     def _stepper(self, data: TimeSeries, offset: int) -> Stepper:
         fk = self.build(self.model, data)
@@ -110,12 +113,22 @@ class OnlineParticleFilter:
                 "an on-line filter cannot look ahead, and the proposal reads future data. Train a guide with "
                 "direction='past', or use bootstrap or locally_optimal"
             )
+        fk = replace(fk, describe=_later_steps(fk.describe, offset))
         return Stepper(fk, self.num_particles, self.resampling, self.ess_threshold, _Later(self.noise, offset))
 
     def _state(self, fk: FeynmanKac, step: Step, data: TimeSeries, num_steps: int) -> OnlineState:
         check_evidence(fk, step.log_likelihood.unsqueeze(-1), step.k)
         cloud = step.cloud._replace(k=num_steps - 1)
         return OnlineState(cloud, fk.state(cloud.particles), step.log_likelihood, step.ess, data, num_steps)
+
+
+def _later_steps(describe: Callable[[int, tuple[int, ...]], str], offset: int) -> Callable[..., str]:
+    """How errors name the steps of a process that began some steps ago."""
+
+    def named(k: int, position: tuple[int, ...]) -> str:
+        return describe(k, position).replace(f"step {k}", f"step {k + offset}", 1)
+
+    return named
 
 
 class _Later(Noise):

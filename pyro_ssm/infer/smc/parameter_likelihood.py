@@ -14,9 +14,10 @@ from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.discrete import sample_posterior_states
 from pyro_ssm.infer.gaussian import sample_posterior
 from pyro_ssm.infer.smc.bootstrap import bootstrap
-from pyro_ssm.infer.smc.check import check_number
+from pyro_ssm.infer.smc.check import check_fraction, check_number
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.filter_bank import FilterBank
+from pyro_ssm.infer.smc.model_steps import check_model_and_data
 from pyro_ssm.infer.smc.noise import Noise
 from pyro_ssm.infer.smc.posterior_draws import RandomParameters
 from pyro_ssm.infer.smc.resample import Resampling, resampling_of
@@ -95,11 +96,11 @@ class ParameterLikelihood:
         if not callable(filter):
             raise TypeError(f"`filter` must be a function of a bound model and data, got {type(filter).__name__}")
         check_number(num_particles)
-        if not 0 <= ess_threshold <= 1:
-            raise ValueError(f"`ess_threshold` is a fraction of the particles, in [0, 1], got {ess_threshold}")
+        check_fraction(ess_threshold)
+        self.parameters = model if isinstance(model, RandomParameters) else RandomParameters(model)
+        check_model_and_data(self.parameters.model, data, "the likelihood of parameters")
         if data.values is None:
             raise ValueError("the likelihood needs observations, but `data` has no values: TimeSeries(times, values)")
-        self.parameters = model if isinstance(model, RandomParameters) else RandomParameters(model)
         self.model, self.data, self.filter = self.parameters.model, data, filter
         self.num_particles, self.resampling = num_particles, resampling_of(resampling)
         self.ess_threshold, self.keep_paths = ess_threshold, keep_paths

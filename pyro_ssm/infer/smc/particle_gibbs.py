@@ -16,6 +16,7 @@ from pyro_ssm.infer.evaluating import evaluating
 from pyro_ssm.infer.smc.bootstrap import bootstrap
 from pyro_ssm.infer.smc.conditional import conditional_smc
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
+from pyro_ssm.infer.smc.model_steps import check_model_and_data
 from pyro_ssm.infer.smc.parameter_likelihood import Filter
 from pyro_ssm.infer.smc.parameter_moves import HamiltonianMove, ParameterMove, RandomWalkMove
 from pyro_ssm.infer.smc.posterior_draws import ParticleMCMCResult, RandomParameters
@@ -115,6 +116,7 @@ def particle_gibbs(
     for name, number in (("num_samples", num_samples), ("num_chains", num_chains), ("thin", thin)):
         if number < 1:
             raise ValueError(f"`{name}` must be at least 1, got {number}")
+    check_model_and_data(model, data, "particle_gibbs")
     for part in (model.initial, model.transition, model.emission):
         if isinstance(part, SampleOnly):
             raise TypeError(
@@ -194,8 +196,7 @@ class _Chain:
             if start is None:
                 self.u = self.parameters.draw(num_chains)
             else:
-                given = self.parameters.to_vector(start)
-                self.u = given.expand(num_chains, self.parameters.dim).clone()
+                self.u = self.parameters.start(start, num_chains, "chains")
             try:
                 run = particle_smoother(self._process(), self.num_particles, method="genealogy", num_paths=1)
                 break

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.infer.smc.bootstrap import bootstrap
-from pyro_ssm.infer.smc.check import check_number
+from pyro_ssm.infer.smc.check import NoEvidenceError, check_fraction, check_number
 from pyro_ssm.infer.smc.feynman_kac import FeynmanKac
 from pyro_ssm.infer.smc.filter import ParticleFiltered, particle_filter
 from pyro_ssm.infer.smc.noise import FixedNoise, Noise, Pathwise, PseudoRandom
 from pyro_ssm.infer.smc.resample import Resampling, resampling_of
+from pyro_ssm.infer.smc.stepper import Cloud
 
 __all__ = ["ParticleMarginal"]
 
@@ -73,16 +77,28 @@ class ParticleMarginal:
         noise: Noise | None = None,
     ) -> None:
         check_number(num_particles)
-        if not 0 <= ess_threshold <= 1:
-            raise ValueError(f"`ess_threshold` is a fraction of `num_particles`, in [0, 1], got {ess_threshold}")
+        check_fraction(ess_threshold)
         self.num_particles, self.build = num_particles, build
         self.resampling, self.ess_threshold = resampling_of(resampling), ess_threshold
         self.noise = PseudoRandom() if noise is None else noise
 
     def __call__(self, model: Any, data: TimeSeries) -> ParticleFiltered:
-        """The filter, with gradients where they are enabled."""
+        """The filter, with gradients where they are enabled.
+
+        Where the filter would stop because the data are impossible, or a law returned NaN, a density for NUTS is 0: a
+        trajectory that came there is rejected, as it is with an exact filter.
+        """
+        process = self.build(model, data)
+        try:
+            return self._run(process)
+        except NoEvidenceError:
+            if not self.for_nuts:
+                raise
+            return _impossible(process, data.values)
+
+    def _run(self, process: FeynmanKac) -> ParticleFiltered:
         return particle_filter(
-            self.build(model, data),
+            process,
             self.num_particles,
             resampling=self.resampling,
             ess_threshold=self.ess_threshold,
@@ -115,3 +131,10 @@ class ParticleMarginal:
                 "where the decision turns: give ess_threshold=1 or 0"
             )
         return found
+
+
+def _impossible(process: FeynmanKac, like: Tensor) -> ParticleFiltered:
+    """A run that ended at once."""
+    none = like.new_full(tuple(process.batch_shape) + (process.num_times,), -torch.inf)
+    cloud = Cloud(none[..., 0].unsqueeze(0), none[..., 0].unsqueeze(0), 0)
+    return ParticleFiltered(none, cloud, none.exp(), none == 0, {})

@@ -177,7 +177,7 @@ def _start(likelihood: ParameterLikelihood, start: Mapping[str, Any] | None) -> 
     """The first swarm ``(N, dim)``: a given point, or prior draws resampled by their likelihood."""
     parameters, number = likelihood.parameters, likelihood.num_particles
     if start is not None:
-        return parameters.to_vector(start).expand(number, parameters.dim).contiguous()
+        return parameters.start(start, number, "particles")
     drawn = likelihood(parameters.draw(min(_TRIES, number)))
     if not bool(torch.isfinite(drawn.log_likelihood).any()):
         raise ValueError("no draw from the prior explains the data: give `start` values")

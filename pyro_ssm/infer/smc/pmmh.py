@@ -130,6 +130,8 @@ def pmmh(
     likelihood = ParameterLikelihood(model, data, filter, num_particles, resampling, ess_threshold)
     if correlation and not likelihood.estimated:
         raise TypeError("`correlation` is of particle filters' random numbers, and `filter` has none: leave it out")
+    if target_acceptance is not None and not 0 < target_acceptance < 1:
+        raise ValueError(f"`target_acceptance` is a probability, in (0, 1), got {target_acceptance}")
     if target_acceptance is None:
         target_acceptance = best_acceptance(likelihood.parameters.dim)
     screening = None if screen is None else ParameterLikelihood(likelihood.parameters, data, screen)

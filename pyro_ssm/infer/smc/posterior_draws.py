@@ -137,6 +137,29 @@ class RandomParameters:
         rows = [self._invert({site: value[i] for site, value in flat.items()}, 0) for i in range(math.prod(lead))]
         return torch.stack(rows).reshape(lead + (self.dim,))
 
+    def start(self, values: Mapping[str, Any], num: int, whose: str) -> Tensor:
+        """Vectors ``(num, dim)`` to begin at, of values that a user gave: ``(*event)``, or ``(num, *event)``.
+
+        Raises:
+            KeyError: a parameter has no value.
+            ValueError: a name that is no random parameter's, values outside the support of their prior, or not as many.
+        """
+        if unknown := sorted(set(values) - set(self._sites.values())):
+            raise ValueError(f"`start` has {unknown}, and the random parameters are {sorted(self._sites.values())}")
+        vectors = self.to_vector(values)
+        for site, slot in self._slots.items():
+            if not bool(torch.isfinite(vectors[..., slot.at]).all()):
+                name = self._sites[site]
+                raise ValueError(f"`start`: {name} is {values[name]}, which is outside the support of its prior")
+        if not bool(torch.isfinite(self.log_prior(vectors)).all()):
+            raise ValueError(f"`start`: the prior has no density at {dict(values)}")
+        if vectors.shape not in ((self.dim,), (num, self.dim)):
+            raise ValueError(
+                f"`start` holds values for {tuple(vectors.shape[:-1])}, but one for all or one for each of the "
+                f"{num} {whose} is wanted"
+            )
+        return vectors.expand(num, self.dim).contiguous()
+
     def to_values(self, vector: Tensor) -> dict[str, Tensor]:
         """All random parameters by dotted name, ``(*lead, *plates, *event)``, of vectors ``(*lead, dim)``."""
         return self._read(vector)[0]

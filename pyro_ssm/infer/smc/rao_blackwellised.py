@@ -59,6 +59,7 @@ def rao_blackwellised(
         state: ``particles -> (N, *batch, state)``, what moments are taken of: by default the first tensor.
 
     Raises:
+        TypeError: ``data`` is no TimeSeries.
         ValueError: no values, or a refined grid.
 
     Source: Doucet, de Freitas, Murphy and Russell (2000), "Rao-Blackwellised particle filtering for dynamic Bayesian
@@ -81,6 +82,8 @@ def rao_blackwellised(
     >>> ssm.infer.particle_filter(fk, num_particles=50).log_likelihood.shape
     torch.Size([3])
     """
+    if not isinstance(data, TimeSeries):
+        raise TypeError(f"`data` must be a TimeSeries, got {type(data).__name__}. Wrap it: TimeSeries(times, values)")
     if data.values is None or data.mask is None:
         raise ValueError("rao_blackwellised needs observations, but `data` has no values")
     if data.observed_index is not None:

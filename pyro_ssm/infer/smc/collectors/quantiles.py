@@ -51,7 +51,8 @@ class Quantiles(Collector):
         name: of the result.
 
     Raises:
-        ValueError: a level outside [0, 1].
+        TypeError: ``levels`` is no list.
+        ValueError: a level outside [0, 1], or none at all.
 
     >>> import torch, pyro_ssm as ssm
     >>> model = ssm.StateSpaceModel(
@@ -68,8 +69,12 @@ class Quantiles(Collector):
         function: Callable[[Any], Tensor] | None = None,
         name: str = "quantiles",
     ) -> None:
-        if not all(0 <= level <= 1 for level in levels):
-            raise ValueError(f"`levels` must be in [0, 1], got {list(levels)}")
+        if not isinstance(levels, Sequence) or isinstance(levels, str):
+            raise TypeError(
+                f"`levels` must be a list of numbers in [0, 1], got {levels!r}. Give Quantiles([0.05, 0.95])"
+            )
+        if not levels or not all(0 <= level <= 1 for level in levels):
+            raise ValueError(f"`levels` must be numbers in [0, 1], and at least one, got {list(levels)}")
         self.levels, self.function, self.name = tuple(levels), function, name
 
     def start(self, fk: FeynmanKac, num_particles: int) -> None:
