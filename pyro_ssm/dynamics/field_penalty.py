@@ -23,7 +23,8 @@ class FieldPenalty:
     ``NeuralODE(field, penalty=FieldPenalty(kinetic=0.01))`` adds :math:`-R` of each series to the model's log-density
     as the Pyro site ``"penalty"``, *while the model is in training mode* (as dropout acts), so it plugs into SVI,
     ``infer.fit`` and every ELBO, with the scale of mini-batches. Bounds and predictions that are evaluated
-    (``infer.evaluating``, ``model.eval()``) do not have it. It is no part of the model: switch it off for NUTS.
+    (``infer.evaluating``, ``model.eval()``) do not have it. It is no part of the model: NUTS and HMC refuse it, call
+    ``model.eval()`` for them.
 
     Args:
         kinetic: :math:`\\lambda_K`, in time over state squared.

@@ -17,7 +17,7 @@ from pyro_ssm.distributions import SimulatedLaw, SingularNormal
 from pyro_ssm.dynamics.sde_checks import check_scale, check_steps, tensors_with_gradient
 from pyro_ssm.ops import BrownianPath, sde_path, tria
 from pyro_ssm.ops.sde import NOISES, SCHEMES, Field, SDEStep, check_path, fixed_step_methods, sde_step
-from pyro_ssm.ops.torchsde_path import torchsde_path
+from pyro_ssm.ops.torchsde_path import SOLVERS, torchsde_path
 
 __all__ = ["NeuralSDE"]
 
@@ -50,8 +50,10 @@ class NeuralSDE(Transition):
     ``"euler_heun"``    none                        all                         1; 1/2 for general noise
     ==================  ==========================  ==========================  ==================================
 
-    ``"torchsde:NAME"`` is a solver of torchsde (``"torchsde:srk"``), ``"torchsde_adjoint:NAME"`` the same with the
-    stochastic adjoint; the noise over each gap is the same as in the schemes above.
+    ``"torchsde:NAME"`` is a solver of torchsde (``"euler"``, ``"milstein"``, ``"srk"`` for Itô; ``"milstein"``,
+    ``"midpoint"``, ``"heun"``, ``"euler_heun"``, ``"reversible_heun"``, ``"log_ode"`` for Stratonovich),
+    ``"torchsde_adjoint:NAME"`` the same with the stochastic adjoint; the noise over each gap is the same as in the
+    schemes above.
 
     **What the random variable is** (``site``; the default is the first that is right):
 
@@ -63,7 +65,8 @@ class NeuralSDE(Transition):
     * ``"girsanov"``: the site ``"z"`` relative to the law of the equation, for torchsde's solvers. For ELBOs and
       importance weights by ``guides.PosteriorSDE``; refused by NUTS, and by conditioning on a path.
 
-    An Euler equation is ``components.Gaussian``, others are ``components.SampleOnly`` (bootstrap particle filters).
+    An Euler equation is ``components.Gaussian``, others are ``components.SampleOnly`` (bootstrap particle filters,
+    forecasts).
     :func:`~pyro_ssm.dynamics.discretize` gives other transitions of the same equation (affine, local linearisation).
 
     Args:
@@ -192,11 +195,6 @@ class NeuralSDE(Transition):
     ) -> Any:
         """The law of the next states, one step of the scheme; ``state`` ``(..., time, state)``."""
         check_state(self, state)
-        if self.backend:
-            raise NotImplementedError(
-                f"a step of {self.method!r} has no law of its own. Particle filters and Kalman filters need a step: "
-                "use dynamics.discretize(sde, ...), or a fixed-step method"
-            )
         if self.method == "euler":
             return self.gaussian_step(state, self.drift_at(state, time, inputs), time, next_time, inputs)
         return self.simulated_step(state, time, next_time, inputs)
@@ -220,8 +218,18 @@ class NeuralSDE(Transition):
     def simulated_step(
         self, state: Tensor, time: Tensor, next_time: Tensor, inputs: Tensor | None, control: Tensor | None = None
     ) -> SimulatedLaw:
-        """The law of one step of the scheme, by its draws; ``control`` ``(..., time, noise)`` shifts the noise."""
+        """The law of the states after each gap, by its draws; ``control`` ``(..., time, noise)`` shifts the noise."""
         t, later, step = time.to(state).unsqueeze(-1), next_time.to(state).unsqueeze(-1), gap(time, next_time, state)
+
+        def solved(normal: Tensor) -> Tensor:
+            ends = []
+            for k in range(normal.shape[-2]):  # the solvers go from one time to the next
+                now = slice(k, k + 1)
+                clock = torch.cat([time[..., now], next_time[..., now]], -1)
+                held = None if inputs is None else inputs[..., now, :]
+                noise = BrownianPath.of_normal(clock, normal[..., now, :])
+                ends.append(self.solve(state.expand(lead + state.shape[-1:])[..., now, :], noise, held)[..., 1:, :])
+            return torch.cat(ends, -2)
 
         def transform(normal: Tensor) -> Tensor:
             dW = normal * step.sqrt()
@@ -231,12 +239,18 @@ class NeuralSDE(Transition):
             return check_steps(moved, state, time, f"a step of {self.method!r}")
 
         lead = torch.broadcast_shapes(state.shape[:-1], step.shape[:-1])
-        return SimulatedLaw(transform, self.noise_dim, self.state_dim, lead, state, self._no_density())
+        draw = solved if self.backend else transform
+        return SimulatedLaw(draw, self.noise_dim, self.state_dim, lead, state, self._no_density())
 
     def _no_density(self) -> str:
+        instead = (
+            "weighs whole paths by Girsanov's ratio (guides.PosteriorSDE)"
+            if self.backend
+            else 'samples its noise instead (site="noise", guides.PosteriorSDE or NUTS)'
+        )
         return (
-            f"steps of {self.method!r} ({self.interpretation}, {self.noise} noise) are not Gaussian. The model samples "
-            'its noise instead (site="noise", guides.PosteriorSDE or NUTS); bootstrap particle filters need no '
+            f"steps of {self.method!r} ({self.interpretation}, {self.noise} noise) are not Gaussian. The model "
+            f"{instead}; bootstrap particle filters need no "
             "density; dynamics.discretize(sde, 'euler_maruyama' or 'local_linearisation') has one"
         )
 
@@ -316,8 +330,14 @@ def _check_method(method: str, interpretation: str, noise: str) -> str:
     backend, colon, name = method.partition(":")
     if colon:
         check_choice("method", backend, BACKENDS)
-        if not name:
-            raise ValueError(f"`method` must name a solver after the colon, as in 'torchsde:euler', got {method!r}")
+        possible = [
+            solver for solver, (integrals, noises) in SOLVERS.items() if interpretation in integrals and noise in noises
+        ]
+        if name not in possible:
+            raise ValueError(
+                f"`method` must name a solver after the colon, as in 'torchsde:{possible[0]}', got {method!r}; "
+                f"torchsde has {possible} for the {interpretation} integral with {noise} noise"
+            )
         return method
     if method not in {scheme for table in SCHEMES.values() for scheme in table}:
         raise ValueError(

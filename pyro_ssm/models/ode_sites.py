@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.dynamics import NeuralODE
 from pyro_ssm.models.laws import BoundModel, batch_shape, solve_from, stopped_times
+from pyro_ssm.models.parameter_store import mcmc_begins
 from pyro_ssm.models.plates import site_name
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
 from pyro_ssm.models.times import times_law
@@ -81,6 +82,11 @@ def sample_started(model: Any, bound: BoundModel, data: TimeSeries) -> Tensor:
         pyro.sample(site_name(model, "times"), timing, obs=data.mask)
     penalty = field_penalty(bound, data, path)
     if penalty is not None:
+        if mcmc_begins():
+            raise ValueError(
+                "MCMC would sample from the density times exp(-penalty), and the penalty of the field is a term of "
+                "training, no part of the model. Switch it off: model.eval()"
+            )
         pyro.factor(site_name(model, "penalty"), -penalty)
     return path
 

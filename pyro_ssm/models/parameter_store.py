@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pyro
+import torch
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn import PyroModule
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
+
+from pyro_ssm.binding import is_bound
 
 __all__ = ["mcmc_begins", "refuse_strangers_in_mcmc", "stored_names", "strangers"]
 
@@ -16,14 +19,14 @@ def mcmc_begins() -> bool:
     """Whether a kernel of ``pyro.infer.MCMC`` (NUTS, HMC, random walk) is setting itself up around the program.
 
     Such a kernel first runs the model once inside a handler that initialises sites and, within it, one that enumerates
-    discrete ones; nothing else of Pyro's combines the two.
+    discrete ones. An automatic guide that prepares itself under ``TraceEnum_ELBO`` has the two the other way round.
 
     >>> from pyro_ssm.models.parameter_store import mcmc_begins
     >>> mcmc_begins()
     False
     """
     kinds = [type(handler) for handler in _PYRO_STACK]
-    return InitMessenger in kinds and EnumMessenger in kinds
+    return InitMessenger in kinds and EnumMessenger in kinds[kinds.index(InitMessenger) :]
 
 
 def stored_names(root: nn.Module) -> dict[str, Tensor]:
@@ -67,8 +70,8 @@ def refuse_strangers_in_mcmc(model: nn.Module) -> None:
     """Raise where a kernel of MCMC begins with a model that would read the parameters of another.
 
     In Pyro's default mode a module that ran has put its parameters into a global store under their names, and a second
-    model with the same names silently finds those of the first. MCMC does not train them: it would sample from another
-    posterior than that of this model.
+    model with the same names silently finds those of the first. MCMC does not train them: where their values differ it
+    would sample from another posterior than that of this model. A bound model reads nothing from the store.
 
     Raises:
         RuntimeError: names the parameters.
@@ -77,10 +80,15 @@ def refuse_strangers_in_mcmc(model: nn.Module) -> None:
     >>> from pyro_ssm.models.parameter_store import refuse_strangers_in_mcmc
     >>> refuse_strangers_in_mcmc(ssm.dynamics.LinearNormal(2))
     """
-    if not mcmc_begins() or pyro.settings.get("module_local_params"):
+    if not mcmc_begins() or pyro.settings.get("module_local_params") or is_bound(model):
         return
-    if found := strangers(stored_names(model)):
+    own, store = stored_names(model), pyro.get_param_store()
+    if found := [name for name in strangers(own) if not _same(store._params[name], own[name])]:
         raise RuntimeError(
             f"MCMC would run on the values that Pyro's global parameter store has for {found}, which belong to another "
             "model or guide, and not on this model's own. Call pyro.clear_param_store() first"
         )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)

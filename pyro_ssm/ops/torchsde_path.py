@@ -12,7 +12,21 @@ from torch import Tensor, nn
 from pyro_ssm.ops.brownian import BrownianPath
 from pyro_ssm.ops.sde import Field
 
-__all__ = ["torchsde_path"]
+__all__ = ["SOLVERS", "torchsde_path"]
+
+_ALL, _COMMUTING = ("diagonal", "scalar", "additive", "general"), ("diagonal", "scalar", "additive")
+_STRATONOVICH = (("stratonovich",), _ALL)
+#: its solvers: the integrals and the kinds of noise that they are for
+SOLVERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "euler": (("ito",), _ALL),
+    "milstein": (("ito", "stratonovich"), _COMMUTING),
+    "srk": (("ito",), _COMMUTING),
+    "midpoint": _STRATONOVICH,
+    "heun": _STRATONOVICH,
+    "euler_heun": _STRATONOVICH,
+    "reversible_heun": _STRATONOVICH,
+    "log_ode": _STRATONOVICH,
+}
 
 #: what a solver asks of the noise beside its increments
 _LEVY_AREA = {"srk": "space-time", "log_ode": "foster"}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
+from torchsde._core import methods as torchsde_methods
 
 from pyro_ssm.binding import bind, random_parameters
 from pyro_ssm.components import Gaussian, SampleOnly
@@ -20,6 +21,7 @@ from pyro_ssm.dynamics import (
     NeuralSDE,
 )
 from pyro_ssm.ops import BrownianPath
+from pyro_ssm.ops.torchsde_path import SOLVERS
 from pyro_ssm.testing import TransitionContract, failures
 
 D = torch.float64
@@ -115,6 +117,9 @@ def test_pickling():
         ({"method": "milstein", "site": "path"}, "site='path' is not right"),
         ({"site": "girsanov"}, "site='girsanov' is not right"),
         ({"method": "torchsde:"}, "must name a solver"),
+        ({"method": "torchsde:heun"}, r"must name a solver.*\['euler', 'milstein', 'srk'\] for the ito integral"),
+        ({"method": "torchsde_adjoint:srk", "interpretation": "stratonovich"}, "must name a solver.*reversible_heun"),
+        ({"method": "torchsde:srk", "noise": "general", "noise_dim": 2}, r"must name a solver.*\['euler'\]"),
         ({"method": "rk4"}, "`method` must be one of"),
         ({"method": "other:euler"}, "`method` must be one of 'torchsde'"),
         ({"options": {"substeps": 2}}, "belong to torchsde"),
@@ -138,10 +143,70 @@ def test_wrong_sizes_are_refused():
         NeuralSDE(MLPDrift(2, 4), MLPDiffusion(2, 3))(torch.zeros(1, 2), times[:1], times[1:], None)
     with pytest.raises(ValueError, match="does not go with a diffusion that is a matrix"):
         NeuralSDE(MLPDrift(2, 4), ConstantDiffusion(torch.eye(2)))
-    with pytest.raises(NotImplementedError, match="has no law of its own"):
-        NeuralSDE(MLPDrift(2, 4), ConstantDiffusion(1.0, 2), method="torchsde:euler")(
-            torch.zeros(1, 2), times[:1], times[1:], None
-        )
+
+
+def test_the_solvers_of_torchsde_are_those_that_it_has():
+    for name, (integrals, noises) in SOLVERS.items():
+        for integral in ("ito", "stratonovich"):
+            solver = torchsde_methods.select(name, integral)
+            assert (solver.sde_type == integral) == (integral in integrals)
+            assert set(solver.noise_types) == set(noises)
+
+
+@pytest.mark.parametrize("method", ["torchsde:euler", "torchsde_adjoint:euler", "torchsde:srk", "torchsde:milstein"])
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_a_step_of_torchsde_is_drawn_by_its_solver(method, with_inputs):
+    """With one Euler step a gap it is that of the chain; the others have the noise of the gap, and more order."""
+    times = torch.tensor([[0.0, 0.1, 0.3], [1.0, 1.2, 1.25]], dtype=D)
+    torch.manual_seed(1)
+    state, inputs = 0.3 * torch.randn(2, 2, 2, dtype=D), torch.randn(2, 2, 1, dtype=D) if with_inputs else None
+
+    def drift(t, z, u):
+        return t - z**3 + (0.0 if u is None else u)
+
+    fields = (drift, lambda t, z, u: 0.3 + 0.1 * z)
+    laws = [
+        NeuralSDE(*fields, state_dim=2, method=name)(state, times[:, :-1], times[:, 1:], inputs)
+        for name in (method, "euler")
+    ]
+    torch.manual_seed(0)
+    noise = torch.randn(4000, 2, 2, 2, dtype=D)
+    torch.manual_seed(0)
+    drawn = laws[0].rsample(torch.Size([4000]))
+    euler = laws[1].base_dist.loc + laws[1].base_dist.scale * noise
+    off = (drawn - euler).square().mean((0, -1)).sqrt()
+    if method.endswith("euler"):
+        assert bool((off < 1e-9).all())
+    else:
+        h = times.diff(dim=-1)
+        assert bool((1e-4 < off).all()) and bool((off < h / 2).all())
+    with pytest.raises(NotImplementedError, match="Girsanov's ratio"):
+        laws[0].log_prob(state)
+
+
+@pytest.mark.parametrize("method", ["torchsde:srk", "torchsde_adjoint:euler"])
+def test_a_model_by_torchsde_filters_and_forecasts(method):
+    from pyro_ssm import StateSpaceModel, TimeSeries, infer, predict
+    from pyro_ssm.dynamics import NormalInitial, discretize
+    from pyro_ssm.emissions import LinearNormal
+    from pyro_ssm.guides import PosteriorSDE
+
+    torch.manual_seed(0)
+
+    def made(step):
+        sde = NeuralSDE(LinearDrift(torch.tensor([[-1.0]])), ConstantDiffusion(0.7, 1), method=method)
+        return StateSpaceModel(NormalInitial(1), step(sde), LinearNormal(1, 1, matrix=torch.eye(1), scale=0.5))
+
+    data = TimeSeries(torch.tensor([0.0, 0.4, 1.0]), torch.tensor([[0.5], [-0.3], [0.8]]))
+    exact = made(lambda sde: discretize(NeuralSDE(sde.drift, sde.diffusion), "exact"))
+    model = made(lambda sde: sde)
+    wanted = infer.kalman_filter(exact.bind(), data)
+    found = infer.particle_filter(infer.bootstrap(model.bind(), data.refine(4)), 20_000)
+    torch.testing.assert_close(found.total, wanted.log_likelihood.sum(-1), rtol=0, atol=0.05)
+    guide = PosteriorSDE(model, 4)
+    fine = data.refine(4)
+    ahead = predict.forecast(model, guide, fine, times=torch.linspace(1.1, 6.0, 50), num_samples=2000).states[:, -1, 0]
+    assert ahead.mean().abs() < 0.06 and abs(ahead.std() / (0.7 / 2**0.5) - 1) < 0.1  # the law at rest
 
 
 def test_errors_of_the_field_name_time_series_and_norm():

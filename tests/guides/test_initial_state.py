@@ -355,6 +355,18 @@ def test_a_start_that_is_known_leaves_the_constants(num_samples):
     assert posterior_draws(model, guide, data, num_samples=5).states.shape == (5, 6, 1)
 
 
+def test_mcmc_refuses_a_penalty_and_takes_the_evaluated_model():
+    model, data = linear(penalty=FieldPenalty(kinetic=0.3)), series(lengths=torch.tensor([5, 2, 3]))
+
+    def run():
+        MCMC(NUTS(model), num_samples=1, warmup_steps=1, disable_progbar=True).run(data)
+
+    with pytest.raises(ValueError, match=r"no part of the model.*model.eval\(\)"):
+        run()
+    model.eval()
+    run()
+
+
 def test_a_penalty_is_a_term_in_training_only():
     model, data = linear(penalty=FieldPenalty(kinetic=0.3)), series(lengths=torch.tensor([5, 2, 3]))
     plain = linear()

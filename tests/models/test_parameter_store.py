@@ -4,7 +4,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import HMC, MCMC, NUTS
+from pyro.infer import HMC, MCMC, NUTS, SVI, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
 
 from pyro_ssm import StateSpaceModel, TimeSeries, infer
@@ -52,6 +53,35 @@ def test_a_local_store_has_no_strangers(data):
     made(1.0)(data.without_values())
     with infer.local_parameters():
         run(Marginal(made(2.0)), data, NUTS)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Marginal])
+def test_mcmc_takes_a_model_whose_namesakes_have_the_same_values(wrap, data):
+    pyro.clear_param_store()
+    run(wrap(made(1.0)), data, NUTS)
+    run(wrap(made(1.0)), data, NUTS)  # one model a record, built anew: nothing of the first would be read
+    with pytest.raises(RuntimeError, match=r"\['emission.offset'\], which belong to another model"):
+        run(wrap(made(2.0)), data, NUTS)
+
+
+def test_mcmc_takes_a_bound_model_which_reads_no_store(data):
+    pyro.clear_param_store()
+    made(1.0)(data.without_values())
+    second = made(2.0)
+    bound = second.bind({"emission.matrix": torch.ones(1, 1)})
+    run(bound, data, NUTS)
+    assert bound.emission.offset.item() == 2.0
+
+
+def test_an_automatic_guide_under_enumeration_is_no_mcmc(data):
+    """It prepares itself inside the handler that enumerates; a particle filter is right for SVI, and not for MCMC."""
+    program = Marginal(made(1.0), infer.ParticleMarginal(20))
+    optimiser = pyro.optim.Adam({"lr": 0.01})
+    inference = SVI(program, AutoNormal(program), optimiser, TraceEnum_ELBO(max_plate_nesting=1))
+    with pytest.warns(UserWarning, match="no sample sites configured for enumeration"):
+        assert inference.step(data) > 0  # minus the logarithm of a density below 1
+    with pytest.raises(ValueError, match="one smooth function"):
+        run(program, data, NUTS)
 
 
 class InPlate(PyroModule):
