@@ -154,6 +154,7 @@ def shared_moments(law: Any) -> tuple[Tensor, Tensor]:
     torch.Size([2, 2])
     """
     if (found := diagonal_moments(law)) is not None:
-        return found[0], unexpanded(found[1], 1).diag_embed()
+        mean, scale = (x.expand(x.shape[:-1] + law.event_shape) for x in found)
+        return mean, unexpanded(scale, 1).diag_embed()
     mean, root = gaussian_moments(law)
     return mean, unexpanded(root, 2)
