@@ -1,6 +1,8 @@
 """What holds for every test and every doctest."""
 
 import importlib
+from pathlib import Path
+from pkgutil import iter_modules
 from warnings import filterwarnings
 
 import pyro
@@ -19,7 +21,13 @@ def pytest_configure(config):
         from jaxtyping import install_import_hook
 
         filterwarnings("ignore", category=DeprecationWarning, module="beartype")  # of annotations of libraries
-        install_import_hook("pyro_ssm", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+        # the tests in pyro_ssm.testing have fixtures, which pytest binds by their own signatures
+        parts = [
+            f"pyro_ssm.{part.name}"
+            for part in iter_modules([str(Path(__file__).parent / "pyro_ssm")])
+            if part.name != "testing"
+        ]
+        install_import_hook(parts, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
     # a module that is collected before its package is there would run twice, and register its operators twice
     importlib.import_module("pyro_ssm")
 

@@ -3,7 +3,7 @@
 from pyro_ssm.models.continuous import latent_ode, latent_sde, ode2vae
 from pyro_ssm.models.empty import empty_path
 from pyro_ssm.models.irregular import gru_d, gru_ode_bayes, neural_cde, ode_rnn, predictor
-from pyro_ssm.models.laws import BoundModel, batch_shape, emission_law, history, observation_law, path_law
+from pyro_ssm.models.laws import BoundModel, ModelParts, batch_shape, emission_law, history, observation_law, path_law
 from pyro_ssm.models.mixed_frequency import mixed_frequency_factor
 from pyro_ssm.models.named import dmm, srnn, vrnn
 from pyro_ssm.models.plates import series_plate, site_name
@@ -15,6 +15,7 @@ __all__ = [
     "BoundModel",
     "MemoryNormal",
     "MemoryNormalInitial",
+    "ModelParts",
     "RecurrentMemory",
     "StateSpaceModel",
     "batch_shape",

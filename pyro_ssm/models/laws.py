@@ -24,6 +24,7 @@ from pyro_ssm.models.start import known_start, refuse_memory, start_law
 
 __all__ = [
     "BoundModel",
+    "ModelParts",
     "batch_shape",
     "check_record",
     "emission_law",
@@ -36,18 +37,17 @@ __all__ = [
 
 
 @runtime_checkable
-class BoundModel(Protocol):
-    """What these functions ask of a model: its parts, with plain tensors for parameters (see ``StateSpaceModel.bind``).
+class ModelParts(Protocol):
+    """What can be said of a model whose parameters may still be random (see ``StateSpaceModel``).
 
-    >>> from pyro_ssm.models import BoundModel
-    >>> sorted(BoundModel.__annotations__)
-    ['emission', 'initial', 'parameter_shape', 'transition']
+    >>> from pyro_ssm.models import ModelParts
+    >>> sorted(ModelParts.__annotations__)
+    ['emission', 'initial', 'transition']
     """
 
     initial: Initial
     transition: Transition
     emission: Emission
-    parameter_shape: torch.Size
 
     @property
     def memory(self) -> Memory | None:
@@ -56,6 +56,18 @@ class BoundModel(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]:
         """Its learnable parameters."""
         ...
+
+
+@runtime_checkable
+class BoundModel(ModelParts, Protocol):
+    """What these functions ask of a model: its parts, with plain tensors for parameters (see ``StateSpaceModel.bind``).
+
+    >>> from pyro_ssm.models import BoundModel
+    >>> sorted(BoundModel.__annotations__)
+    ['parameter_shape']
+    """
+
+    parameter_shape: torch.Size
 
 
 def batch_shape(model: BoundModel, data: TimeSeries) -> torch.Size:
@@ -71,7 +83,7 @@ def batch_shape(model: BoundModel, data: TimeSeries) -> torch.Size:
     return torch.broadcast_shapes(model.parameter_shape, data.batch_shape)
 
 
-def check_record(model: BoundModel, data: Any) -> None:
+def check_record(model: ModelParts, data: Any) -> None:
     """Refuse data that cannot be a record of the model.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ssm.data import TimeSeries
 from pyro_ssm.dynamics import NeuralODE
-from pyro_ssm.models.laws import BoundModel, batch_shape, solve_from, stopped_times
+from pyro_ssm.models.laws import BoundModel, ModelParts, batch_shape, solve_from, stopped_times
 from pyro_ssm.models.parameter_store import mcmc_begins
 from pyro_ssm.models.plates import site_name
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
@@ -34,7 +34,7 @@ def _cannot_be_solved(error: Exception) -> bool:
     return isinstance(error, SolverError)
 
 
-def through_start(model: BoundModel) -> bool:
+def through_start(model: ModelParts) -> bool:
     """Whether the random variable of a model's path is its start.
 
     >>> import pyro_ssm as ssm

@@ -14,7 +14,7 @@ from pyro_ssm.distributions import DrivenNoise, History
 from pyro_ssm.dynamics import NeuralODE, NeuralSDE
 from pyro_ssm.dynamics.timed import timed_equation
 from pyro_ssm.models.empty import empty_path
-from pyro_ssm.models.laws import BoundModel, batch_shape, path_law, solve_from
+from pyro_ssm.models.laws import BoundModel, ModelParts, batch_shape, path_law, solve_from
 from pyro_ssm.models.ode_sites import diverging, path_site, sample_start, sample_started, through_start
 from pyro_ssm.models.plates import site_name
 from pyro_ssm.models.start import known_start, refuse_memory, start_law
@@ -96,7 +96,7 @@ def driven_path(model: BoundModel, data: TimeSeries, sites: Mapping[str, Tensor]
     return solve_noise(model, data, start, sites.get("z_noise", start[..., 1:, :]))
 
 
-def through_noise(model: BoundModel) -> bool:
+def through_noise(model: ModelParts) -> bool:
     """Whether the random variable of a model's path is its noise.
 
     >>> import pyro_ssm as ssm

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 __all__ = ["Capture", "CudaGraphs"]
 
 
+@runtime_checkable
 class Capture(Protocol):
     """How a function of no arguments, which works on tensors in fixed places, becomes one that is quick to call.
 
