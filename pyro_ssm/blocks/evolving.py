@@ -41,6 +41,7 @@ class EvolvingBlock(StructuredBlock):
     #: columns of values, and of their mask, with which u begins
     obs_dim: int = 0
     mixes_channels = True
+    state_dims = 2  # a learnable first value may be drawn, which gives ``start(())`` leading dims
     #: whether the state moves before the next observation is known
     foresees: bool = True
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssm.blocks._checks import check_size
+from pyro_ssm.blocks._sequence import wide
 from pyro_ssm.blocks.linear import Linear
 from pyro_ssm.blocks.s4d import S4D
 from pyro_ssm.blocks.structured import StructuredBlock, gap_of
@@ -126,8 +127,9 @@ class LiquidS4(S4D):
     def _run(
         self, u: Tensor, state: Any, dt: Tensor | None, mask: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Any]:
-        y, state = self._system(u, gap_of(u, dt, mask), state, reset)
-        return y + u * self.direct, state
+        gap = gap_of(u, dt, mask)
+        y, state = self._system(wide(u), None if gap is None else wide(gap), state, reset)
+        return self._with_direct(y, u), state
 
     def _system(
         self, u: Tensor, gap: Tensor | None, state: Tensor | None, reset: Tensor | None

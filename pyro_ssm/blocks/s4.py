@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pyro_ssm.blocks._sequence import complex_dtype, wide
 from pyro_ssm.blocks.structured import BANK_DIMS, Bank, complex_of
 from pyro_ssm.ops import NormalPlusLowRank, dense_lti, dplr_lti, dplr_scan, hippo
 from pyro_ssm.ops.recompute import recomputed_scan
@@ -85,7 +86,7 @@ class S4(Bank):
     def start(self, shape: torch.Size | tuple[int, ...]) -> Tensor:
         return torch.zeros(
             (*shape, self.features, self.state_size // 2),
-            dtype=self.log_step.dtype.to_complex(),
+            dtype=complex_dtype(self.log_step.dtype),
             device=self.log_step.device,
         )
 
@@ -148,12 +149,13 @@ class LSSL(Bank):
         self.C = nn.Parameter(torch.randn(features, state_size) / state_size**0.5)
 
     def start(self, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        return self.log_step.new_zeros((*shape, self.features, self.state_size))
+        return wide(self.log_step.new_zeros((*shape, self.features, self.state_size)))
 
     def _system(
         self, u: Tensor, gap: Tensor | None, state: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        A, B, C = (m if m.dim() == d else m.squeeze(-d - 1) for m, d in ((self.A, 2), (self.B, 1), (self.C, 2)))
+        A, B, C = (wide(m) for m in (self.A, self.B, self.C))
+        A, B, C = (m if m.dim() == d else m.squeeze(-d - 1) for m, d in ((A, 2), (B, 1), (C, 2)))
         step = self._step(gap)
         eye = torch.eye(self.state_size, dtype=u.dtype, device=u.device)
         if gap is None and reset is None and u.shape[-2] >= _KERNEL_FROM:
@@ -167,6 +169,8 @@ class LSSL(Bank):
         shapes += ([] if state is None else [state.shape[:-2]]) + ([] if reset is None else [reset.shape[:-1]])
         lead = torch.broadcast_shapes(*shapes)
         first = self.start(lead) if state is None else state.expand(lead + state.shape[-2:])
+        if u.shape[-2] == 0:
+            return u.new_zeros(lead + u.shape[-2:]), first.clone()
         keep = u.new_ones(u.shape[-2]) if reset is None else (~reset).to(u.dtype)
 
         def chunk(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssm.blocks._checks import check_choice, check_size
+from pyro_ssm.blocks._sequence import complex_dtype, wide
 from pyro_ssm.blocks.structured import BANK_DIMS, Bank, check_method, complex_of
 from pyro_ssm.ops import NormalPlusLowRank, diag_lti
 
@@ -95,7 +96,7 @@ class S4D(Bank):
     def start(self, shape: torch.Size | tuple[int, ...]) -> Tensor:
         return torch.zeros(
             (*shape, self.features, self.state_size // 2),
-            dtype=self.log_step.dtype.to_complex(),
+            dtype=complex_dtype(self.log_step.dtype),
             device=self.log_step.device,
         )
 
@@ -157,6 +158,6 @@ class DSS(S4D):
         A, B, C = super()._matrices()
         if self.normalisation == "exp":
             return A, B, C
-        step = self.log_step.exp().unsqueeze(-1)
+        step = wide(self.log_step).exp().unsqueeze(-1)
         # 1 / sum_r e^{x r} = (e^x - 1) / (e^{x R} - 1); the first factor is that of the zero-order hold
         return A, B, C / torch.expm1(A * step * self.horizon)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssm.blocks._checks import check_size
+from pyro_ssm.blocks._sequence import complex_dtype, wide
 from pyro_ssm.blocks.linear import linear
 from pyro_ssm.blocks.structured import StructuredBlock, check_method, complex_of, log_steps
 from pyro_ssm.ops import NormalPlusLowRank, discretise, linear_scan
@@ -30,12 +31,14 @@ class _Mixed(StructuredBlock):
         raise NotImplementedError
 
     def start(self, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        dtype = self.direct.dtype.to_complex()
+        dtype = complex_dtype(self.direct.dtype)
         return torch.zeros((*shape, self.num_states), dtype=dtype, device=self.direct.device)
 
     def _run(
         self, u: Tensor, state: Any, dt: Tensor | None, mask: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Any]:
+        given, dtype = u, torch.promote_types(u.dtype, self.direct.dtype)
+        u, dt = wide(u), None if dt is None else wide(dt)
         a, w = self._factors(dt)
         if mask is not None:  # the state stands still, and the input is 0 there
             a = a.where(mask.unsqueeze(-1), torch.ones((), dtype=a.dtype, device=a.device))
@@ -47,9 +50,10 @@ class _Mixed(StructuredBlock):
         driven = torch.view_as_complex(linear(u, rows).unflatten(-1, (-1, 2)))
         h = linear_scan(a, driven if dt is None else w * driven, state, reset=reset)
         y = self.read * linear(torch.view_as_real(h).flatten(-2), torch.view_as_real(C).flatten(-2))
+        y = (y + given * self.direct).to(dtype)
         if h.shape[-2] == 0:
-            return y + u * self.direct, self.start(h.shape[:-2]) if state is None else state
-        return y + u * self.direct, h[..., -1, :]
+            return y, self.start(h.shape[:-2]) if state is None else state
+        return y, h[..., -1, :]
 
 
 class S5(_Mixed):
@@ -111,7 +115,7 @@ class S5(_Mixed):
         self.direct = nn.Parameter(torch.randn(features))
 
     def _factors(self, gap: Tensor | None) -> tuple[Tensor, Tensor]:
-        step = self.log_step.exp()
+        step = wide(self.log_step).exp()
         step = step if step.dim() > 1 else step.unsqueeze(0)
         step = step if gap is None else step * gap.unsqueeze(-1)
         eigenvalues = complex_of(-self.log_decay.exp(), self.frequency)
@@ -179,7 +183,7 @@ class LRU(_Mixed):
         self.direct = nn.Parameter(torch.randn(features))
 
     def _factors(self, gap: Tensor | None) -> tuple[Tensor, Tensor]:
-        decay, turn = self.nu.exp(), self.theta.exp()
+        decay, turn = wide(self.nu).exp(), wide(self.theta).exp()
         decay, turn = (x if x.dim() > 1 else x.unsqueeze(0) for x in (decay, turn))
         if gap is not None:
             decay, turn = decay * gap.unsqueeze(-1), turn * gap.unsqueeze(-1)

@@ -11,7 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ssm.blocks._checks import check_choice, check_size
-from pyro_ssm.ops.diagonal_scan import check_steps
+from pyro_ssm.blocks._sequence import check_sequence, wide
 
 __all__ = ["Bank", "StructuredBlock", "log_steps"]
 
@@ -31,12 +31,17 @@ class StructuredBlock(PyroModule):
 
     Args of ``forward``:
 
-    * ``dt``: ``(..., time)`` true time since the step before, in units of the block's own step (1 by default). The
-      time-invariant blocks discretise each step by it; each class says what it means there.
+    * ``dt``: ``(..., time)`` true time since the step before, in units of the block's own step (1 by default), not
+      negative (its values are not looked at: that would wait for the device). The time-invariant blocks discretise each
+      step by it; each class says what it means there.
     * ``mask``: bool ``(..., time)``; a step that is False (padding, missing) is not there: the state stands exactly
       still, its gap is not counted (where time passes over it, add its gap to that of the next step), the output is 0,
       and what ``u`` and ``dt`` hold there (NaN included) changes nothing, gradients neither.
     * ``reset``: bool ``(..., time)``; where True the block starts afresh before the step (packed sequences).
+
+    A block in half precision (``block.bfloat16()``) keeps its complex states, and computes them, in float32. Under
+    ``torch.compile(fullgraph=True)`` compile a bound copy (``pyro_ssm.binding.bind(block)``): a call of a PyroModule
+    enters a context that graphs cannot hold.
 
     Every parameter may have a prior or be bound as ``(*draws, *plates, 1, *event)``. ``slow_parameters`` names those
     that want a smaller learning rate and no weight decay (see :func:`pyro_ssm.infer.parameter_groups`). A subclass
@@ -56,6 +61,8 @@ class StructuredBlock(PyroModule):
     slow_parameters: ClassVar[tuple[str, ...]] = ()
     #: whether the block ends with a map over all channels and a nonlinearity of its own
     mixes_channels: ClassVar[bool] = False
+    #: last dims of each leaf of a state that are no leading dims; None: all that ``start(())`` has
+    state_dims: ClassVar[int | None] = None
 
     def start(self, shape: torch.Size | tuple[int, ...]) -> Any:
         """The state before the first step, for leading dims ``shape``."""
@@ -82,7 +89,7 @@ class StructuredBlock(PyroModule):
                 f"{name} has in_features={self.in_features}, got `u` of shape {tuple(u.shape)}; "
                 f"wanted (..., time, {self.in_features})"
             )
-        check_steps(name, u, dt=dt, mask=mask, reset=reset)
+        check_sequence(name, u, self.start(()), state, self.state_dims, dt=dt, mask=mask, reset=reset)
         dt = None if dt is None else dt.to(u.dtype)
         if mask is None:
             return self._run(u, state, dt, None, reset)
@@ -95,8 +102,7 @@ class StructuredBlock(PyroModule):
 
     def step(self, u_t: Tensor, state: Any, dt: Tensor | float | None = None) -> tuple[Tensor, Any]:
         """One step ``(..., in_features)`` from ``state``; ``dt`` is a number or ``(...)``."""
-        gap = None if dt is None else torch.as_tensor(dt, dtype=u_t.dtype, device=u_t.device)
-        gap = None if gap is None else gap.expand(torch.broadcast_shapes(gap.shape, u_t.shape[:-1])).unsqueeze(-1)
+        gap = None if dt is None else torch.as_tensor(dt, dtype=u_t.dtype, device=u_t.device).unsqueeze(-1)
         y, state = self(u_t.unsqueeze(-2), state, dt=gap)
         return y.squeeze(-2), state
 
@@ -138,7 +144,8 @@ class Bank(StructuredBlock):
     def _run(
         self, u: Tensor, state: Any, dt: Tensor | None, mask: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Any]:
-        alone = dt is None and state is None and reset is None
+        alone, given = dt is None and state is None and reset is None, u
+        u, dt = wide(u), None if dt is None else wide(dt)
         if mask is not None and alone and u.shape[-2] >= _ALIGNED_FROM:
             # Steps that are not there, moved to the front, find the state at zero and leave it there.
             u = u.expand(mask.shape + u.shape[-1:])
@@ -149,11 +156,15 @@ class Bank(StructuredBlock):
             y = y.gather(-2, back.expand(y.shape))
         else:
             y, state = self._system(u, gap_of(u, dt, mask), state, reset)
-        return y + u * self.direct, state
+        return self._with_direct(y, given), state
+
+    def _with_direct(self, y: Tensor, u: Tensor) -> Tensor:
+        """What the system gives beside the direct way; halves, which are computed in float32, come back as halves."""
+        return (y + u * self.direct).to(torch.promote_types(u.dtype, self.direct.dtype))
 
     def _step(self, gap: Tensor | None) -> Tensor:
         """The steps ``(..., time or 1, D)``."""
-        step = self.log_step.exp()
+        step = wide(self.log_step).exp()
         step = step if step.dim() > 1 else step.unsqueeze(0)
         return step if gap is None else step * gap.unsqueeze(-1)
 
@@ -177,7 +188,7 @@ def log_steps(size: int, step_range: tuple[float, float]) -> Tensor:
 
 def complex_of(real: Tensor, imaginary: Tensor) -> Tensor:
     """A complex tensor from two real ones that broadcast (a drawn one and a learned one, for instance)."""
-    return torch.complex(*torch.broadcast_tensors(real, imaginary))
+    return torch.complex(*torch.broadcast_tensors(wide(real), wide(imaginary)))
 
 
 def check_method(method: str) -> str:
