@@ -80,7 +80,9 @@ def _check_state(name: str, form: Any, state: Any, event: int | None) -> torch.S
     way_out = "; take what `forward` or `step` returned, or `.start(shape)`"
     if isinstance(form, Tensor):
         if not isinstance(state, Tensor):
-            raise TypeError(f"{name}: a state is a tensor (...{_sizes(form.shape)}), got {type(state).__name__}{way_out}")
+            raise TypeError(
+                f"{name}: a state is a tensor (...{_sizes(form.shape)}), got {type(state).__name__}{way_out}"
+            )
         dims = form.dim() if event is None else event
         sizes = form.shape[form.dim() - dims :]
         if state.dim() < dims or state.shape[state.dim() - dims :] != sizes:
