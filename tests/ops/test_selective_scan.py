@@ -34,7 +34,7 @@ OPS = {
 }
 #: sizes that fill registers, do not, or spread heads over registers
 SIZES = {
-    "selective_scan": [{"D": 1, "N": 1}, {"D": 5, "N": 3}, {"D": 16, "N": 16}, {"D": 35, "N": 9}],
+    "selective_scan": [{"D": 1, "N": 1}, {"D": 5, "N": 3}, {"D": 3, "N": 9}, {"D": 16, "N": 16}, {"D": 35, "N": 9}],
     "ssd": [{"H": 4, "P": 3, "G": 2, "N": 5}, {"H": 3, "P": 16, "G": 1, "N": 8}, {"H": 2, "P": 20, "G": 2, "N": 9},
             {"H": 3, "P": 1, "G": 3, "N": 4}, {"H": 6, "P": 5, "G": 1, "N": 1}],
     "causal_conv1d": [{"D": 1, "K": 1}, {"D": 5, "K": 2}, {"D": 130, "K": 4}, {"D": 3, "K": 7}],
@@ -108,11 +108,12 @@ def test_first_and_second_derivatives_with_masks(name):
     assert gradgradcheck(f, values)
 
 
+@pytest.mark.parametrize("L", [1, 21])
 @pytest.mark.parametrize("name", OPS)
-def test_leading_dims_broadcast_as_in_a_loop(name, engine):
+def test_leading_dims_broadcast_as_in_a_loop(name, L, engine):
     """Draws of parameters (3, 1, ...) against series (2, ...), non-contiguous, one argument shared."""
     fast, _, make, options = OPS[name]
-    args = make(lead=(2,), L=21)
+    args = make(lead=(2,), L=L)
     timeless = {"selective_scan": ("A", "D", "dt_bias"), "ssd": ("A", "D"), "causal_conv1d": ("weight", "bias")}[name]
     drawn = {k: torch.stack([x, 0.5 * x, 2 * x]) if k in timeless else x for k, x in args.items()}
     given = {k: x[:, None, None] if k in timeless else x.mT.contiguous().mT for k, x in drawn.items()}

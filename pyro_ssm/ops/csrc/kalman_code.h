@@ -10,7 +10,11 @@
 #include <new>
 #include <vector>
 
+#include "isa.h"
 #include "kalman.h"
+#if PYRO_SSM_X86
+#include <immintrin.h>
+#endif
 #else
 #define PYRO_SSM_BYTES (8 * PYRO_SSM_WIDTH)
 namespace PYRO_SSM_ISA {

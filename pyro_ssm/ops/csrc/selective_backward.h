@@ -123,7 +123,7 @@ template <class T, int RULE> struct Backward {
     static i64 totals(const SelectiveArgs& a, const Cut<T>& cut) { return cut.tiles * (a.decays + 2) * W; }
 
     Backward(const SelectiveArgs& args, const Cut<T>& cut, i64 item, Scratch<T>& memory, Scratch<double>& total)
-        : a(args), r(args, cut, item, memory, true, R::unit) {
+        : a(args), r(args, cut, item, memory, R::unit) {
         adjoint = memory.take(cut.tiles * a.n * W);
         sum_B = memory.take(Q * a.n); sum_C = memory.take(Q * a.n); sum_gap = memory.take(Q);
         of_A = total.take(cut.tiles * a.decays * W);

@@ -23,6 +23,7 @@ namespace {
 #include "elementary.h"
 #include "selective_core.h"
 #include "selective_rule.h"
+#include "selective_steps.h"
 #include "selective_forward.h"
 #include "selective_backward.h"
 #include "convolve.h"

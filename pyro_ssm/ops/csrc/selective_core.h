@@ -90,22 +90,20 @@ template <class T> struct Row {
     static i64 scratch(const SelectiveArgs& a, const Cut<T>& cut) {
         return 2 * Q * a.n + cut.tiles * W * (a.decays + a.n);
     }
-    // turned: whether A and the initial state are wanted with W channels side by side.
-    Row(const SelectiveArgs& args, const Cut<T>& c, i64 item, Scratch<T>& memory, bool turned, T unit_of_rates)
+    Row(const SelectiveArgs& args, const Cut<T>& c, i64 item, Scratch<T>& memory, T unit_of_rates)
         : a(args), cut(c), unit(unit_of_rates) {
         part = item % c.parts; group = item / c.parts % a.groups; b = item / c.parts / a.groups;
         first = group * c.channels + part * c.part;
         const i64 rest = c.channels - part * c.part;
         width = rest < c.part ? rest : c.part;
         share = c.share; n = a.n;
-        B = memory.take((turned ? Q : 1) * n); C = memory.take((turned ? Q : 1) * n);
-        if (!turned && a.decays > 1) return;
+        B = memory.take(Q * n); C = memory.take(Q * n);
         A = memory.take(c.tiles * a.decays * W); state = memory.take(c.tiles * n * W);
         const T* rates = at<T>(a.A, b * a.A_b);
         for (i64 i = 0; i < width; ++i)
             for (i64 k = 0; k < a.decays; ++k)
                 A[(i / W * a.decays + k) * W + i % W] = unit * rates[(first + i) / share * a.decays + k];
-        if (a.initial && turned) transpose(state, at<T>(a.initial, b * a.initial_b + first * n));
+        if (a.initial) transpose(state, at<T>(a.initial, b * a.initial_b + first * n));
     }
     i64 tiles() const { return (width + W - 1) / W; }
     // (channels, n) to (tiles, n, W), and back
@@ -117,9 +115,9 @@ template <class T> struct Row {
         for (i64 i = 0; i < width; ++i)
             for (i64 k = 0; k < n; ++k) out[i * n + k] = in[(i / W * n + k) * W + i % W];
     }
-    void begin_chunk(i64 t, i64 most = Q) {
+    void begin_chunk(i64 t) {
         t0 = t;
-        steps = a.times - t < most ? a.times - t : most;
+        steps = a.times - t < Q ? a.times - t : Q;
         for (i64 q = 0; q < steps; ++q) {
             live[q] = !a.mask || a.mask[b * a.mask_b + t0 + q];
             fresh[q] = a.reset && a.reset[b * a.reset_b + t0 + q];

@@ -35,7 +35,7 @@ static void forward_row(const SelectiveArgs& a, const Cut<T>& cut, i64 item, Scr
     typedef typename S::V V;
     constexpr i64 W = S::W;
     constexpr int NB = RULE == SHARED ? 8 : 4;
-    Row<T> r(a, cut, item, memory, true, R::unit);
+    Row<T> r(a, cut, item, memory, R::unit);
     Steps<T> steps;
     alignas(64) V decay[Q], sums[Q];
     for (i64 t = 0; t < a.times; t += Q) {
@@ -69,79 +69,16 @@ static void forward_row(const SelectiveArgs& a, const Cut<T>& cut, i64 item, Scr
     r.transpose_back(at<T>(a.final, (r.b * a.channels + r.first) * r.n), r.state);
 }
 
-// A few steps: the states of a channel side by side, as they stand in memory.
-template <class T, int RULE>
-static void forward_few(const SelectiveArgs& a, const Cut<T>& cut, i64 item, Scratch<T>& memory) {
-    typedef Simd<T> S;
-    typedef Rule<T, RULE> R;
-    typedef typename S::V V;
-    constexpr i64 W = S::W;
-    Row<T> r(a, cut, item, memory, false, R::unit);
-    Steps<T> steps;
-    steps.delta[0] = steps.drive[0] = steps.input[0] = V{};  // a compiler cannot tell that a chunk has one step
-    alignas(64) T delta[W], drive[W], decay[W];
-    for (i64 t = 0; t < a.times; ++t) {
-        r.begin_chunk(t, 1);
-        for (i64 tile = 0; tile < r.tiles(); ++tile) {
-            r.begin_tile(tile);
-            r.read_steps(steps);
-            S::store(delta, steps.delta[0] * R::unit);
-            S::store(drive, steps.drive[0]);
-            if (RULE == SHARED) S::store(decay, R::decay(steps.delta[0] * S::load(r.A + tile * W), nullptr));
-            alignas(64) V sums[W];
-            for (i64 l = r.count; l < W; ++l) sums[l] = V{};
-            const i64 n = r.n, from = (r.b * a.channels + r.c0) * n;
-            T* now = at<T>(a.final, from);
-            const T* first = a.initial ? at<T>(a.initial, r.b * a.initial_b + r.c0 * n) : nullptr;
-            const T *before = r.fresh[0] ? nullptr : t ? now : first, *rates = at<T>(a.A, r.b * a.A_b);
-            for (i64 l = 0; l < r.count; ++l, now += n, before += before ? n : 0) {
-                const T* A = rates + r.head[l] * a.decays;
-                const V step = S::all(delta[l]), in = S::all(drive[l]);
-                const V shared = S::all(RULE == SHARED ? decay[l] : T(0));
-                V sum = V{}, w;
-                auto next = [&](V h, V A, V B) {
-                    const V f = RULE == SHARED ? shared : R::decay(A * step, &w), v = B * in;
-                    return f * h + (R::weighted ? v * w : v);
-                };
-                i64 k = 0;
-                for (; k + W <= n; k += W) {
-                    const V h = before ? S::load(before + k) : V{}, rate = RULE == SHARED ? V{} : S::load(A + k);
-                    const V after = next(h, rate, S::load(r.B + k));
-                    S::store(now + k, after);
-                    sum += after * S::load(r.C + k);
-                }
-                if (k < n) {
-                    const i64 rest = n - k;
-                    const V h = before ? S::load(before + k, rest) : V{};
-                    const V rate = RULE == SHARED ? V{} : S::load(A + k, rest);
-                    const V after = next(h, rate, S::load(r.B + k, rest));
-                    S::store(now + k, after, rest);
-                    sum += after * S::load(r.C + k, rest);
-                }
-                sums[l] = sum;
-            }
-            V out = S::totals(sums) + r.direct() * steps.input[0];
-            if (a.z && r.live[0]) {
-                const V z = S::load(r.of_channels(a.z, a.z_b, a.z_t, 0), r.count);
-                out *= z * Elementary<T>::logistic(z);
-            }
-            S::store(at<T>(a.y, (r.b * a.times + t) * a.channels + r.c0), r.live[0] ? out : V{}, r.count);
-        }
-    }
-}
-
 template <class T, int RULE> static int selective_forward_by(const SelectiveArgs& a) {
+    if (a.times > 0 && a.times < 4 && (2 * a.n >= Simd<T>::W || a.channels * 2 < Simd<T>::W))
+        return few_steps<T, RULE>(a);
     const Cut<T> cut(a);
-    const bool few = a.times > 0 && a.times < 4 && (2 * a.n >= Simd<T>::W || a.channels * 2 < Simd<T>::W);
-    const auto row = few ? forward_few<T, RULE> : forward_row<T, RULE>;
-    const i64 size = few ? 2 * a.n + (a.decays == 1 ? cut.tiles * Simd<T>::W * (1 + a.n) : 0) : Row<T>::scratch(a, cut);
     auto piece = [&](i64 begin, i64 end) {
-        Scratch<T> memory(size);
+        Scratch<T> memory(Row<T>::scratch(a, cut));
         if (!memory.data) return false;
         for (i64 item = begin; item < end; ++item) {
-            if (item > begin && few) memory.next = memory.data;
-            else if (item > begin) memory.clear();
-            row(a, cut, item, memory);
+            if (item > begin) memory.clear();
+            forward_row<T, RULE>(a, cut, item, memory);
         }
         return true;
     };

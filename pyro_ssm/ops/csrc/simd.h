@@ -36,6 +36,15 @@ template <int UPPER, class V, class I> SIMD_INLINE V interleave(V x, V y, I) {
     return __builtin_shuffle(x, y, from);
 #endif
 }
+#if PYRO_SSM_BYTES == 64
+// The first `count` < W lanes by a mask: a loop's narrow stores would hold up the wide load that follows them.
+#define PYRO_SSM_MASKED 1
+SIMD_INLINE __mmask16 first(i64 count) { return (__mmask16)((1 << count) - 1); }
+SIMD_INLINE __m512 load_part(const float* p, i64 count) { return _mm512_maskz_loadu_ps(first(count), p); }
+SIMD_INLINE __m512d load_part(const double* p, i64 count) { return _mm512_maskz_loadu_pd((__mmask8)first(count), p); }
+SIMD_INLINE void store_part(float* p, __m512 x, i64 count) { _mm512_mask_storeu_ps(p, first(count), x); }
+SIMD_INLINE void store_part(double* p, __m512d x, i64 count) { _mm512_mask_storeu_pd(p, (__mmask8)first(count), x); }
+#endif
 // where(c) a else b, lane by lane; c is what a comparison of two such gives.
 template <class C, class V> SIMD_INLINE V choose(C c, V a, V b) { return c ? a : b; }
 template <class To, class From> SIMD_INLINE To bits(From x) { return (To)x; }
@@ -60,15 +69,23 @@ template <class T> struct Simd {
     // The first `count` lanes; the others are 0.
     SIMD_INLINE V load(const T* p, i64 count) {
         if (count >= W) return load(p);
+#if defined(PYRO_SSM_MASKED)
+        return (V)load_part(p, count);
+#else
         T x[W] = {};
         for (i64 l = 0; l < count; ++l) x[l] = p[l];
         return load(x);
+#endif
     }
     SIMD_INLINE void store(T* p, V v, i64 count) {
         if (count >= W) { store(p, v); return; }
+#if defined(PYRO_SSM_MASKED)
+        store_part(p, v, count);
+#else
         T x[W];
         store(x, v);
         for (i64 l = 0; l < count; ++l) p[l] = x[l];
+#endif
     }
     // p[index[l]] for the first `count` lanes.
     SIMD_INLINE V gather(const T* p, const i64* index, i64 count) {
