@@ -152,7 +152,10 @@ class BatchedOperator:
         if torch.compiler.is_compiling():
             return None
         key, tensors = signature_of(signature)
-        plan = self.plans.get(key)
+        try:
+            plan = self.plans.get(key)
+        except TypeError:  # a list, say: what is wrong with it is told by those who check
+            return None
         if plan is None or looked_at() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
             return None
         functions, _, _, parallel_for = library()

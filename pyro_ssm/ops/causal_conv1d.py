@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops.convolve_kernel import CAUSAL_CONV1D, MAX_TAPS, convolve_composite
-from pyro_ssm.ops.diagonal_scan import check_steps
-from pyro_ssm.ops.scan_arguments import check_shape, check_together, untimed
+from pyro_ssm.ops.scan_arguments import Asked, check_arguments, check_together, untimed
 
 __all__ = ["causal_conv1d", "causal_conv1d_reference"]
 
@@ -72,8 +71,8 @@ def causal_conv1d(
         Compiled on a CPU; derivatives of any order, forward mode and ``torch.func.vmap`` are exact (through torch).
 
     Raises:
-        ValueError: a shape that does not fit.
-        TypeError: a mask that is not boolean.
+        ValueError: sizes, leading dims or devices that do not fit.
+        TypeError: numbers of another kind or of two precisions, or a mask that is not boolean.
 
     >>> import torch
     >>> from pyro_ssm.ops import causal_conv1d
@@ -85,16 +84,19 @@ def causal_conv1d(
     if known is not None:
         return known
     name = "causal_conv1d"
-    if x.dim() < 2 or weight.dim() < 2 or weight.shape[-2] != x.shape[-1]:
-        raise ValueError(
-            f"{name}: `x` must be (..., time, D) and `weight` (D, K), "
-            f"got shapes {tuple(x.shape)} and {tuple(weight.shape)}"
-        )
-    width, taps = weight.shape[-2:]
-    check_shape(name, "bias", bias, (width,))
-    check_shape(name, "initial", initial, (taps - 1, width))
-    check_steps(name, x, mask=mask, reset=reset)
-    check_together(name, x=x, weight=weight, bias=bias, initial=initial, mask=mask, reset=reset)
+    check_arguments(
+        name,
+        x=Asked(x, "time D"),
+        weight=Asked(weight, "D K", timeless=True),
+        bias=Asked(bias, "D", timeless=True),
+        initial=Asked(initial, "K-1 D"),
+        mask=Asked(mask, "time", "bool"),
+        reset=Asked(reset, "time", "bool"),
+    )
+    taps = weight.shape[-1]
+    if initial is not None and initial.shape[-2] != taps - 1:
+        raise ValueError(f"{name}: `initial` must be (..., {taps - 1}, D), K - 1 inputs, got {tuple(initial.shape)}")
+    check_together(name, x=x, weight=weight, bias=bias, initial=initial)
     weight = untimed(name, "weight", weight, 2)
     bias = None if bias is None else untimed(name, "bias", bias, 1)
     arguments = (x, weight, bias, initial, mask, reset)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_ssm.ops.scan_arguments import Asked, check_arguments, in_float32
 from pyro_ssm.ops.ssm_kernel import fft_conv
 
 __all__ = ["dense_lti", "dense_lti_reference", "krylov", "power_of_two"]
@@ -58,6 +59,7 @@ def dense_lti_reference(
     return torch.stack(outputs, -2), h
 
 
+@in_float32
 def dense_lti(
     u: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None = None, *, kernel: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -76,7 +78,11 @@ def dense_lti(
             outputs are then its convolution, and only states are computed here.
 
     Returns:
-        ``(y, final)``: ``(..., time, D)``, ``(..., D, N)``.
+        ``(y, final)``: ``(..., time, D)``, ``(..., D, N)``. Halves are computed in float32, under autocast too.
+
+    Raises:
+        TypeError: numbers of another kind.
+        ValueError: sizes, leading dims or devices that do not fit.
 
     >>> import torch
     >>> from pyro_ssm.ops import dense_lti
@@ -84,6 +90,15 @@ def dense_lti(
     >>> dense_lti(torch.ones(2, 1), one.unsqueeze(0) / 2, one, one)[0].squeeze(-1)
     tensor([1.0000, 1.5000])
     """
+    check_arguments(
+        "dense_lti",
+        u=Asked(u, "time D"),
+        A=Asked(A, "D N N", "number"),
+        B=Asked(B, "D N", "number"),
+        C=Asked(C, "D N", "number"),
+        initial=Asked(initial, "D N", "number"),
+        kernel=Asked(kernel, "time D"),
+    )
     steps, size = u.shape[-2], power_of_two(u.shape[-2])
     lead = torch.broadcast_shapes(
         u.shape[:-2], A.shape[:-3], B.shape[:-2], () if initial is None else initial.shape[:-2]

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_ssm.ops.diag_bank import COMPLEX, DIAG_LTI, bank_is_compiled, diag_bank, precision
-from pyro_ssm.ops.diagonal_scan import check_steps, diagonal_scan, diagonal_scan_reference
+from pyro_ssm.ops.diagonal_scan import diagonal_scan, diagonal_scan_reference
 from pyro_ssm.ops.gap_bank import GAP_BANK, METHODS, gap_bank
 from pyro_ssm.ops.operator import Way, way_of
+from pyro_ssm.ops.scan_arguments import Asked, check_arguments, in_float32
 from pyro_ssm.ops.ssm_kernel import discretise_exactly, fft_conv, powers, readout
 
 __all__ = ["diag_lti", "diag_lti_reference"]
 
-_HALVES = (torch.float16, torch.bfloat16)
 _CONVOLUTION_FROM = 4  # steps; measured on CPU, forward and backward
 _SMALLEST = 1e-6  # eigenvalue by which an input is divided
 
@@ -45,6 +45,7 @@ def diag_lti_reference(
     return diagonal_scan_reference(u, step, A, B, 2 * C, h, reset, method)
 
 
+@in_float32
 def diag_lti(
     u: Tensor,
     step: Tensor,
@@ -79,8 +80,9 @@ def diag_lti(
         ``torch.func.vmap`` are exact. Halves are computed in float32, and so is what autocast would narrow.
 
     Raises:
-        ValueError: a shape that does not fit, an unknown mode, or a convolution that is not possible.
-        TypeError: ``reset`` is not boolean.
+        ValueError: sizes, leading dims or devices that do not fit, an unknown mode, or a convolution that is not
+            possible.
+        TypeError: numbers of another kind, or a mask that is not boolean.
 
     >>> import torch
     >>> from pyro_ssm.ops import diag_lti
@@ -88,19 +90,19 @@ def diag_lti(
     >>> diag_lti(torch.ones(2, 1), torch.ones(1, 1), -one, one, one / 2)[0].squeeze(-1)
     tensor([0.6321, 0.8647])
     """
-    steps, width = u.shape[-2:]
-    if step.dim() < 2 or step.shape[-2] not in (1, steps) or step.shape[-1] not in (1, width):
-        raise ValueError(f"diag_lti: `step` must be (..., {steps} or 1, {width}), got shape {tuple(step.shape)}")
-    if A.dim() < 2 or A.shape[-2] != width or not A.is_complex():
-        raise ValueError(f"diag_lti: `A` must be ({width}, N) complex, got {A.dtype} of shape {tuple(A.shape)}")
-    check_steps("diag_lti", u, reset=reset)
+    check_arguments(
+        "diag_lti",
+        u=Asked(u, "time D"),
+        step=Asked(step, "time|1 D|1"),
+        A=Asked(A, "D N", "complex", timeless=True),
+        B=Asked(B, "D|1 N|1", "complex", timeless=True),
+        C=Asked(C, "D|1 N|1", "complex", timeless=True),
+        initial=Asked(initial, "D|1 N|1", "complex"),
+        reset=Asked(reset, "time", "bool"),
+    )
+    steps = u.shape[-2]
     if mode not in (None, "scan", "convolution"):
         raise ValueError(f"diag_lti: `mode` must be 'scan', 'convolution' or None, got {mode!r}")
-    if u.dtype in _HALVES:
-        with torch.autocast(u.device.type, enabled=False):
-            real = (u.float(), step.float() if step.dtype in _HALVES else step)
-            y, final = diag_lti(*real, A, B, C, initial=initial, reset=reset, method=method, mode=mode)
-        return y.to(u.dtype), final
     tensors = (u, step, A, B, C, initial)
     if step.shape[-2] == 1 and steps and mode != "convolution" and bank_is_compiled(DIAG_LTI, *tensors):
         return _bank(*tensors, reset, method)

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops.dense_lti import krylov, power_of_two
+from pyro_ssm.ops.diag_bank import COMPLEX, precision
 from pyro_ssm.ops.dplr_step import LowRankStep, both, dplr_matrices, dplr_step
 from pyro_ssm.ops.recompute import recomputed_scan
+from pyro_ssm.ops.scan_arguments import Asked, check_arguments, in_float32
 
 __all__ = ["cauchy", "dplr_kernel", "dplr_scan", "dplr_scan_reference", "readout_row"]
 
@@ -25,11 +27,17 @@ def cauchy(v: Tensor, nodes: Tensor, poles: Tensor) -> Tensor:
     Returns:
         ``(..., L)`` complex.
 
+    Raises:
+        TypeError: numbers that are not complex.
+        ValueError: sizes, leading dims or devices that do not fit.
+
     >>> import torch
     >>> from pyro_ssm.ops import cauchy
     >>> cauchy(torch.ones(2) + 0j, torch.tensor([1.0 + 0j]), torch.tensor([0.0 + 0j, -1.0])).real
     tensor([1.5000])
     """
+    v_and_poles = {"v": Asked(v, "N", "complex"), "poles": Asked(poles, "N", "complex")}
+    check_arguments("cauchy", **v_and_poles, nodes=Asked(nodes, "L", "complex"))
     plus = torch.ones_like(nodes[(0,) * (nodes.dim() - 1)])
     return _cauchy_rows(v.unsqueeze(-2), nodes.unsqueeze(-2), poles.unsqueeze(-2), plus).squeeze(-2)
 
@@ -77,6 +85,10 @@ def dplr_kernel(
     Returns:
         ``(..., L, D)`` real: :math:`K_l = 2 \\operatorname{Re} C \\bar A^l \\bar B`.
 
+    Raises:
+        TypeError: numbers of another kind.
+        ValueError: sizes, leading dims or devices that do not fit, or a length below 1.
+
     Source: A. Gu, K. Goel, C. Re (2022), Efficiently modeling long sequences with structured state spaces, section 3.3
     and appendix C.3.
 
@@ -86,6 +98,9 @@ def dplr_kernel(
     >>> dplr_kernel(-one, 0 * one.unsqueeze(-1), one, one / 2, torch.ones(1), 2).squeeze(-1)
     tensor([0.6667, 0.2222])
     """
+    check_system("dplr_kernel", eigenvalues, P, B, C, step=Asked(step, "D"))
+    if length < 1:
+        raise ValueError(f"dplr_kernel: `length` must be at least 1, got {length}")
     A_bar, _ = (discrete or dplr_step(eigenvalues, P, B, step)).dense()
     real, imaginary = _row_times_power(readout_row(C).to(A_bar.dtype), A_bar, length).chunk(2, -1)
     C_cut = both(C - torch.complex(real, -imaginary).to(C.dtype) / 2)  # (..., D, 2 N)
@@ -106,6 +121,30 @@ def dplr_kernel(
     inner = torch.linalg.solve(eye + plus[..., None, None] * pp, pb)
     generating = 2 * (cb - plus[..., None, None] * (cp @ inner))[..., 0, 0]  # (..., D, L)
     return torch.fft.irfft(generating, n=length, dim=-1).mT
+
+
+def check_system(
+    name: str, eigenvalues: Tensor, P: Tensor, B: Tensor, C: Tensor, *, timeless: bool = False, **others: Asked
+) -> None:
+    """Raise unless the parts of systems that are diagonal plus low rank fit together, and with what is given beside.
+
+    Raises:
+        TypeError, ValueError: as :func:`~pyro_ssm.ops.scan_arguments.check_arguments`.
+
+    >>> import torch
+    >>> from pyro_ssm.ops.dplr import check_system
+    >>> one = torch.ones(1, 1, dtype=torch.complex64)
+    >>> check_system("scan", one, one.unsqueeze(-1), one, one)
+    """
+    asked = [Asked(x, "D N", "complex", timeless) for x in (eigenvalues, B, C)]
+    check_arguments(
+        name,
+        **others,
+        eigenvalues=asked[0],
+        P=Asked(P, "D N r", "complex", timeless),
+        B=asked[1],
+        C=asked[2],
+    )
 
 
 def readout_row(C: Tensor) -> Tensor:
@@ -164,6 +203,7 @@ def dplr_scan_reference(
     return torch.stack(outputs, -2), h
 
 
+@in_float32
 def dplr_scan(
     u: Tensor,
     step: Tensor,
@@ -188,7 +228,12 @@ def dplr_scan(
         reset: bool ``(..., time)`` or None.
 
     Returns:
-        ``(y, final)``: ``(..., time, D)``, ``(..., D, N)``; the states are computed again in the backward pass.
+        ``(y, final)``: ``(..., time, D)``, ``(..., D, N)``; the states are computed again in the backward pass. All is
+        done in float64 where one of them (but for the step) is double, else in float32, under autocast too.
+
+    Raises:
+        TypeError: numbers of another kind, or a mask that is not boolean.
+        ValueError: sizes, leading dims or devices that do not fit.
 
     >>> import torch
     >>> from pyro_ssm.ops import dplr_scan
@@ -197,6 +242,21 @@ def dplr_scan(
     >>> dplr_scan(u, u, -one, 0 * one.unsqueeze(-1), one, one / 2, 0 * one)[0]
     tensor([[0.6667]])
     """
+    check_system(
+        "dplr_scan",
+        eigenvalues,
+        P,
+        B,
+        C,
+        timeless=True,
+        u=Asked(u, "time D"),
+        step=Asked(step, "time D"),
+        initial=Asked(initial, "D N", "complex"),
+        reset=Asked(reset, "time", "bool"),
+    )
+    real = precision(u, eigenvalues, P, B, C, initial)
+    u, step = u.to(real), step.to(real)
+    eigenvalues, P, B, C, initial = (m.to(COMPLEX[real]) for m in (eigenvalues, P, B, C, initial))
     eigenvalues, B, C = (m if m.dim() > 2 else m.unsqueeze(0) for m in (eigenvalues, B, C))
     P = P if P.dim() > 3 else P.unsqueeze(0)
     shapes = [u.shape[:-2], step.shape[:-2], initial.shape[:-2], P.shape[:-4]]

@@ -7,16 +7,17 @@ from torch import Tensor
 
 from pyro_ssm.ops.dense_lti import dense_lti
 from pyro_ssm.ops.diag_bank import COMPLEX, bank_is_compiled, precision
-from pyro_ssm.ops.diagonal_scan import check_steps
-from pyro_ssm.ops.dplr import dplr_kernel, dplr_scan, readout_row
+from pyro_ssm.ops.dplr import check_system, dplr_kernel, dplr_scan, readout_row
 from pyro_ssm.ops.dplr_step import dplr_step
 from pyro_ssm.ops.low_rank_bank import LOW_RANK_BANK, MAX_RANK, low_rank_bank
+from pyro_ssm.ops.scan_arguments import Asked, in_float32
 
 __all__ = ["dplr_lti"]
 
 _KERNEL_FROM = 8  # steps
 
 
+@in_float32
 def dplr_lti(
     u: Tensor,
     step: Tensor,
@@ -50,11 +51,12 @@ def dplr_lti(
             first that is possible, and a convolution only of 8 steps or more.
 
     Returns:
-        ``(y, final)``: ``(..., time, D)``, ``(..., D, N)``.
+        ``(y, final)``: ``(..., time, D)``, ``(..., D, N)``. All is done in float64 where one of them (but for the step)
+        is double, else in float32, under autocast too.
 
     Raises:
-        ValueError: an unknown mode, one that is not possible, or a mask of another length.
-        TypeError: ``reset`` is not boolean.
+        ValueError: an unknown mode, one that is not possible, or sizes, leading dims or devices that do not fit.
+        TypeError: numbers of another kind, or a mask that is not boolean.
 
     Source: A. Gu, K. Goel, C. Re (2022), Efficiently modeling long sequences with structured state spaces, appendix
     C.2 (the recurrence).
@@ -65,12 +67,25 @@ def dplr_lti(
     >>> dplr_lti(torch.ones(1, 1), torch.ones(1), -one, 0 * one.unsqueeze(-1), one, one / 2)[0]
     tensor([[0.6667]])
     """
-    check_steps("dplr_lti", u, reset=reset)
+    check_system(
+        "dplr_lti",
+        eigenvalues,
+        P,
+        B,
+        C,
+        u=Asked(u, "time D"),
+        step=Asked(step, "D"),
+        initial=Asked(initial, "D N", "complex"),
+        reset=Asked(reset, "time", "bool"),
+    )
     if mode not in (None, "bank", "convolution", "scan"):
         raise ValueError(f"dplr_lti: `mode` must be 'bank', 'convolution', 'scan' or None, got {mode!r}")
     if mode == "convolution" and reset is not None:
         raise ValueError("dplr_lti: a convolution knows no reset; use mode='scan'")
-    steps = u.shape[-2]
+    real, steps = precision(u, eigenvalues, P, B, C, initial), u.shape[-2]
+    u, step = u.to(real), step.to(real)
+    eigenvalues, P, B, C = (m.to(COMPLEX[real]) for m in (eigenvalues, P, B, C))
+    initial = None if initial is None else initial.to(COMPLEX[real])
     tensors = (u, step, eigenvalues, P, B, C, initial)
     compiled = 0 < P.shape[-1] <= MAX_RANK and bank_is_compiled(LOW_RANK_BANK, *tensors)
     if mode == "bank" and not compiled:
@@ -78,7 +93,7 @@ def dplr_lti(
             f"dplr_lti: mode='bank' needs the compiled library, tensors on a CPU, no torch.func and r <= {MAX_RANK}"
         )
     if compiled and steps and mode in (None, "bank"):
-        a, b, W, Q = dplr_step(eigenvalues, P, B, step).to(COMPLEX[precision(u, C)])
+        a, b, W, Q = dplr_step(eigenvalues, P, B, step).to(COMPLEX[real])
         return low_rank_bank(u, a, b, 2 * C, W, Q, initial, reset)
     if mode == "convolution" or (mode is None and reset is None and steps >= _KERNEL_FROM):
         return _convolution(u, step, eigenvalues, P, B, C, initial)

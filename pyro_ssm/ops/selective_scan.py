@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_ssm.ops.diagonal_scan import check_steps
 from pyro_ssm.ops.discretise import discretise
-from pyro_ssm.ops.scan_arguments import check_shape, check_together, untimed
+from pyro_ssm.ops.scan_arguments import Asked, check_arguments, check_together, untimed
 from pyro_ssm.ops.selective_kernel import SELECTIVE_SCAN, rule_of
 
 __all__ = ["selective_scan", "selective_scan_reference"]
@@ -116,8 +115,8 @@ def selective_scan(
     dtype of ``u``, the state in float32). Results do not depend on the number of threads.
 
     Raises:
-        ValueError: a shape that does not fit, or an unknown method.
-        TypeError: a mask that is not boolean.
+        ValueError: sizes, leading dims or devices that do not fit, or an unknown method.
+        TypeError: numbers of another kind or of two precisions, or a mask that is not boolean.
 
     Source: A. Gu, T. Dao (2023), Mamba, section 3 and algorithm 2.
 
@@ -157,20 +156,19 @@ def _check(
     initial: Tensor | None,
 ) -> None:
     name = "selective_scan"
-    if u.dim() < 2:
-        raise ValueError(f"{name}: `u` must be (..., time, D), got shape {tuple(u.shape)}")
-    steps, width = u.shape[-2:]
-    check_shape(name, "dt", dt, (steps, width))
-    if A.dim() < 2 or A.shape[-2] != width:
-        raise ValueError(f"{name}: `A` must be ({width}, N), got shape {tuple(A.shape)}")
-    size = A.shape[-1]
-    check_shape(name, "B", B, (steps, size))
-    check_shape(name, "C", C, (steps, size))
-    check_shape(name, "D", D, (width,))
-    check_shape(name, "z", z, (steps, width))
-    check_shape(name, "dt_bias", dt_bias, (width,))
-    check_shape(name, "initial", initial, (width, size))
-    check_steps(name, u, gap=gap, mask=mask, reset=reset)
-    check_together(
-        name, u=u, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, gap=gap, mask=mask, reset=reset, initial=initial
+    check_arguments(
+        name,
+        u=Asked(u, "time D"),
+        dt=Asked(dt, "time D"),
+        A=Asked(A, "D N", timeless=True),
+        B=Asked(B, "time N"),
+        C=Asked(C, "time N"),
+        D=Asked(D, "D", timeless=True),
+        z=Asked(z, "time D"),
+        dt_bias=Asked(dt_bias, "D", timeless=True),
+        gap=Asked(gap, "time"),
+        mask=Asked(mask, "time", "bool"),
+        reset=Asked(reset, "time", "bool"),
+        initial=Asked(initial, "D N"),
     )
+    check_together(name, u=u, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, gap=gap, initial=initial)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_ssm.ops.diagonal_scan import check_steps
-from pyro_ssm.ops.scan_arguments import check_shape, check_together, untimed
+from pyro_ssm.ops.scan_arguments import Asked, check_arguments, check_together, untimed
 from pyro_ssm.ops.selective_kernel import SELECTIVE_SCAN
 
 __all__ = ["ssd", "ssd_reference"]
@@ -87,8 +86,8 @@ def ssd(
         ``(y, final)``: ``(..., time, heads, P)``, ``(..., heads, P, N)``.
 
     Raises:
-        ValueError: a shape that does not fit.
-        TypeError: a mask that is not boolean.
+        ValueError: sizes, leading dims or devices that do not fit.
+        TypeError: numbers of another kind or of two precisions, or a mask that is not boolean.
 
     Source: T. Dao, A. Gu (2024), Transformers are SSMs, section 6 and listing 1.
 
@@ -126,18 +125,19 @@ def _check(
     reset: Tensor | None,
     initial: Tensor | None,
 ) -> None:
-    if x.dim() < 3:
-        raise ValueError(f"ssd: `x` must be (..., time, heads, P), got shape {tuple(x.shape)}")
-    steps, heads, width = x.shape[-3:]
-    check_shape("ssd", "dt", dt, (steps, heads))
-    check_shape("ssd", "A", A, (heads,))
-    check_shape("ssd", "D", D, (heads,))
-    for name, m in (("B", B), ("C", C)):
-        if m.dim() < 3 or m.shape[-3] != steps or heads % m.shape[-2] or m.shape[-2:] != B.shape[-2:]:
-            raise ValueError(
-                f"ssd: `{name}` must be (..., {steps}, groups, N) with groups that divide {heads} heads, "
-                f"got shape {tuple(m.shape)}"
-            )
-    check_shape("ssd", "initial", initial, (heads, width, B.shape[-1]))
-    check_steps("ssd", dt, mask=mask, reset=reset)
-    check_together("ssd", x=x, dt=dt, A=A, B=B, C=C, D=D, mask=mask, reset=reset, initial=initial)
+    check_arguments(
+        "ssd",
+        x=Asked(x, "time heads P"),
+        dt=Asked(dt, "time heads"),
+        A=Asked(A, "heads", timeless=True),
+        B=Asked(B, "time groups N"),
+        C=Asked(C, "time groups N"),
+        D=Asked(D, "heads", timeless=True),
+        mask=Asked(mask, "time", "bool"),
+        reset=Asked(reset, "time", "bool"),
+        initial=Asked(initial, "heads P N"),
+    )
+    heads, groups = x.shape[-2], B.shape[-2]
+    if groups == 0 or heads % groups:
+        raise ValueError(f"ssd: `B` and `C` have {groups} groups, which must divide the {heads} heads")
+    check_together("ssd", x=x, dt=dt, A=A, B=B, C=C, D=D, initial=initial)

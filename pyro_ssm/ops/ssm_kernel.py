@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssm.ops.discretise import discretise
+from pyro_ssm.ops.scan_arguments import Asked, check_arguments, in_float32
 
 __all__ = ["fft_conv", "powers", "ssm_kernel", "ssm_kernel_reference"]
 
@@ -46,6 +47,10 @@ def ssm_kernel(A: Tensor, B: Tensor, C: Tensor, step: Tensor, length: int, *, me
     Returns:
         ``(..., length, D)`` real.
 
+    Raises:
+        TypeError: numbers of another kind.
+        ValueError: sizes, leading dims or devices that do not fit, a negative length, or an unknown method.
+
     Source: A. Gu, A. Gupta, K. Goel, C. Re (2022), On the parameterization and initialization of diagonal state space
     models, section 3.2.
 
@@ -55,6 +60,10 @@ def ssm_kernel(A: Tensor, B: Tensor, C: Tensor, step: Tensor, length: int, *, me
     >>> ssm_kernel(-one, one, one / 2, torch.ones(1), 2).squeeze(-1)
     tensor([0.6321, 0.2325])
     """
+    asked = {key: Asked(x, "D N", "complex") for key, x in (("A", A), ("B", B), ("C", C))}
+    check_arguments("ssm_kernel", **asked, step=Asked(step, "D"))
+    if length < 0:
+        raise ValueError(f"ssm_kernel: `length` must not be negative, got {length}")
     a, w = discretise_exactly(A, step.unsqueeze(-1), method)
     fine, coarse, _ = powers(a, length, A.dtype)
     return readout(C * w.to(A.dtype) * B, fine, coarse, length)
@@ -97,6 +106,7 @@ def readout(c: Tensor, fine: Tensor, coarse: Tensor, length: int) -> Tensor:
     return 2 * taps.mT
 
 
+@in_float32
 def fft_conv(u: Tensor, kernel: Tensor) -> Tensor:
     """Causal convolution along time.
 
@@ -109,18 +119,20 @@ def fft_conv(u: Tensor, kernel: Tensor) -> Tensor:
     Returns:
         ``(..., time, D)``. Half precision is computed in float32.
 
+    Raises:
+        TypeError: numbers that are not real.
+        ValueError: sizes, leading dims or devices that do not fit.
+
     >>> import torch
     >>> from pyro_ssm.ops import fft_conv
     >>> fft_conv(torch.tensor([[1.0], [0.0], [2.0]]), torch.tensor([[1.0], [0.5]])).squeeze(-1).round(decimals=5)
     tensor([1.0000, 0.5000, 2.0000])
     """
+    check_arguments("fft_conv", u=Asked(u, "time D"), kernel=Asked(kernel, "taps D"))
     steps = u.shape[-2]
     kernel = kernel[..., :steps, :]
     if steps == 0 or u.numel() == 0:
         return u * kernel.sum(-2, keepdim=True)
-    dtype = u.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        u, kernel = u.float(), kernel.float()
     size = 1 << (steps + kernel.shape[-2] - 2).bit_length()  # a power of two that holds the whole product
     transformed = torch.fft.rfft(u, n=size, dim=-2) * torch.fft.rfft(kernel, n=size, dim=-2)
-    return torch.fft.irfft(transformed, n=size, dim=-2)[..., :steps, :].to(dtype)
+    return torch.fft.irfft(transformed, n=size, dim=-2)[..., :steps, :]

@@ -371,7 +371,7 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(error, match=match):
             selective_scan(**args | change)
-    with pytest.raises(ValueError, match="groups that divide"):
+    with pytest.raises(ValueError, match="must divide the 4 heads"):
         ssd(**duality(G=3))
     with pytest.raises(ValueError, match="one step for all times"):
         diag_lti(**bank(), mode="convolution")
